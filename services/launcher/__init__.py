@@ -1,0 +1,1 @@
+"""The sapwood command: starts the set on one machine, talks to it."""

@@ -1,0 +1,378 @@
+"""Every message that crosses a stream, declared once.
+
+Conventions: times are unix seconds (float); token ids and page ids are packed int32 and sequence ids packed
+int64, little-endian, in `bytes` (see `shared.packing`); a new field always has a default, so that an older
+reader skips it and an older writer's message still decodes. Trace context, protocol version and deadline
+are fields of the stream entry (see `shared.streams`), not of the message.
+
+Identity: the gateway names a request (`request_id`); each of its `n` choices is one *sequence* with a 63-bit
+id that is a function of request id and choice (`sequence_id`), so a message that is delivered twice names the
+same sequences both times and every receiver can drop the duplicate.
+"""
+
+import enum
+import hashlib
+
+import msgspec
+
+from shared.errors import ErrorBody
+
+PROTOCOL_VERSION = 1
+
+
+def sequence_id(request_id: str, choice: int) -> int:
+    """The id of a request's choice: 63 bits, the same wherever it is computed."""
+    digest = hashlib.blake2b(f"{request_id}/{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True, gc=False):
+    """Base of everything that crosses a stream."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Base of the untagged parts of messages."""
+
+
+# ---------------------------------------------------------------------------- gateway -> tokenizer
+
+
+class TextPrompt(Message, frozen=True, kw_only=True):
+    """A completion prompt as text."""
+
+    text: str
+
+
+class TokenPrompt(Message, frozen=True, kw_only=True):
+    """A completion prompt as token ids."""
+
+    token_ids: bytes
+
+
+class ChatPrompt(Message, frozen=True, kw_only=True):
+    """A conversation, rendered by the model's chat template.
+
+    messages: the client's `messages`, each a JSON object; template_kwargs: extra names for the template."""
+
+    messages: list[dict[str, object]]
+    tools: list[dict[str, object]] | None = None
+    template_kwargs: dict[str, object] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class SamplingOptions(Record, frozen=True, kw_only=True):
+    """Sampling as the client asked for it; None means the model's own default (generation_config.json)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int = 0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+
+
+class Tokenize(Message, frozen=True, kw_only=True):
+    """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
+
+    reply_to: the gateway's instance id; max_tokens None: up to the end of the context;
+    arrival: when the gateway took the request."""
+
+    request_id: str
+    reply_to: str
+    prompt: TextPrompt | TokenPrompt | ChatPrompt
+    sampling: SamplingOptions = SamplingOptions()
+    n: int = 1
+    max_tokens: int | None = None
+    stop: list[str] = []
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+    arrival: float = 0.0
+
+
+# -------------------------------------------------------------------------- tokenizer -> scheduler
+
+
+class Sampling(Record, frozen=True, kw_only=True):
+    """Sampling with every default resolved. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    logit_bias: token id -> addend. min_tokens: no stop id is sampled before that many output tokens."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """tokenizer -> scheduler (`schedule`): continue `token_ids` once for every sequence id.
+
+    sequence_ids[i] is choice i; its sampling seed is `choice_seed(sampling.seed, i)`. shard: the token
+    shard that its output goes to. stop_token_ids: EOS ids included unless ignored. max_tokens: output
+    tokens per sequence, >= 1, and prompt + max_tokens never passes the model's context."""
+
+    request_id: str
+    sequence_ids: list[int]
+    shard: int
+    token_ids: bytes
+    sampling: Sampling
+    stop_token_ids: list[int] = []
+    max_tokens: int
+    priority: int = 0
+    cache_salt: str = ""
+    arrival: float = 0.0
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Seed of a request's choice: choice 0 keeps the client's seed, the others get unrelated ones."""
+    return (seed + choice * 0x9E3779B97F4A7C15) % 2**63
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """gateway or tokenizer -> scheduler (`schedule`): nobody wants these sequences any more.
+
+    May arrive before the `Generate` that it names; the scheduler remembers it for a while."""
+
+    sequence_ids: list[int]
+
+
+# ------------------------------------------------------- tokenizer, worker, scheduler -> tokenizer
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended. `stop` and `length` as in OpenAI's API; the others never reach a 200 answer."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class Open(Message, frozen=True, kw_only=True):
+    """tokenizer -> tokenizer (`tokens:k`): what the shard's owner needs to turn these sequences' tokens into
+    text. Sent before the `Generate`, so it stands in the shard before their first token.
+
+    prompt_tail: the prompt's last few tokens, context for the first output token's text."""
+
+    request_id: str
+    reply_to: str
+    sequence_ids: list[int]
+    num_prompt_tokens: int
+    prompt_tail: bytes
+    stop: list[str] = []
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    arrival: float = 0.0
+
+
+class Ended(Record, frozen=True, kw_only=True):
+    """A sequence's end. num_tokens: output tokens in all. stop_token_id: the client's or the model's stop id
+    that was sampled (it is the last output token). error: set if and only if reason is ERROR."""
+
+    sequence_id: int
+    reason: FinishReason
+    num_tokens: int
+    cached_tokens: int = 0
+    stop_token_id: int | None = None
+    error: ErrorBody | None = None
+
+
+class Output(Message, frozen=True, kw_only=True):
+    """worker or scheduler -> tokenizer (`tokens:k`): one step's output for all the shard's sequences.
+
+    Parallel arrays, one entry a token: sequence_ids int64 [N], indices int32 [N] (0 is the sequence's first
+    output token), token_ids int32 [N]. A receiver drops an index it has; it never sees a gap unless the
+    sequence was taken over, and then the missing ones follow."""
+
+    sequence_ids: bytes = b""
+    indices: bytes = b""
+    token_ids: bytes = b""
+    ended: list[Ended] = []
+
+
+# ---------------------------------------------------------------------------- tokenizer -> gateway
+
+
+class Delta(Record, frozen=True, kw_only=True):
+    """New text of a sequence. offset: characters sent before this text; num_tokens: output tokens that the
+    text up to its end stands for (text may be held back: half a character, a possible stop string)."""
+
+    sequence_id: int
+    offset: int
+    text: str
+    num_tokens: int
+
+
+class Finished(Record, frozen=True, kw_only=True):
+    """A sequence's end as the client is told it; follows all its deltas.
+
+    stop_reason: the stop string or stop token id that matched, None for EOS and for other reasons."""
+
+    sequence_id: int
+    reason: FinishReason
+    num_prompt_tokens: int
+    num_tokens: int
+    cached_tokens: int = 0
+    stop_reason: str | int | None = None
+    error: ErrorBody | None = None
+
+
+class Deltas(Message, frozen=True, kw_only=True):
+    """tokenizer -> gateway (`reply:g`): what one step brought for all sequences of one gateway."""
+
+    deltas: list[Delta] = []
+    finished: list[Finished] = []
+
+
+class Rejected(Message, frozen=True, kw_only=True):
+    """tokenizer -> gateway (`reply:g`): the request will not be run."""
+
+    request_id: str
+    error: ErrorBody
+
+
+# ----------------------------------------------------------------------------- scheduler -> worker
+
+
+class Admit(Message, frozen=True, kw_only=True):
+    """Start (or take over) a sequence.
+
+    token_ids int32: prompt and the output so far; the first num_prompt of them are the prompt. cached: how
+    many of them have their keys and values in pages already or will have once the sequences admitted
+    before this one are prefilled (a worker prefills in order of admission, which makes that safe);
+    cached < len(token_ids). page_table int32: pages in order, enough for token_ids and some room.
+    copy_from: a page to copy over page_table[cached // page_size] before the first computed token, for a
+    match that ends inside a page. attempt: how often this sequence was admitted before, on any worker.
+    seed in sampling is the sequence's own. traceparent: W3C trace context of the request, if sampled."""
+
+    sequence_id: int
+    shard: int
+    token_ids: bytes
+    num_prompt: int
+    cached: int
+    page_table: bytes
+    copy_from: int | None = None
+    sampling: Sampling
+    stop_token_ids: list[int]
+    max_tokens: int
+    attempt: int = 0
+    traceparent: str | None = None
+
+
+class Grant(Message, frozen=True, kw_only=True):
+    """More pages for a running sequence, appended to its page table (int32)."""
+
+    sequence_id: int
+    pages: bytes
+
+
+class Drop(Message, frozen=True, kw_only=True):
+    """Forget these sequences now; their pages may be named by any later command. Not answered."""
+
+    sequence_ids: list[int]
+
+
+class Retract(Message, frozen=True, kw_only=True):
+    """As Drop, and answered in `Progress.retracted` once no more of their tokens will follow."""
+
+    sequence_ids: list[int]
+
+
+class Plan(Message, frozen=True, kw_only=True):
+    """scheduler -> worker (`plan:w`): commands to apply in order.
+
+    epoch: the worker start that they are meant for; number counts from 1 in an epoch without gaps. A worker
+    skips a number it has applied and answers another epoch or a gap with a new epoch (`Hello`)."""
+
+    epoch: int
+    number: int
+    commands: list[Admit | Grant | Drop | Retract]
+
+
+# ----------------------------------------------------------------------------- worker -> scheduler
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """worker -> scheduler (`events`): a worker with empty pages is there. epoch grows with every start.
+
+    num_pages pages of page_size tokens, numbered 0 .. num_pages - 1; max_running: sequences at once;
+    prefill_budget: prompt tokens it computes in one step at most."""
+
+    worker: str
+    epoch: int
+    model: str
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    max_running: int
+    prefill_budget: int
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    """worker -> scheduler (`events`): what happened since the last one; also the worker's sign of life (at
+    least every `HEARTBEAT_S`).
+
+    applied: number of the last plan applied. computed_ids int64 [M], computed int32 [M]: sequences in
+    prefill and how many of their tokens now have keys and values. sequence_ids/indices/token_ids: output
+    as in `Output`. ended: sequences that ended by themselves. retracted int64: answers to `Retract`.
+    stalled int64: sequences that stand still for want of pages."""
+
+    worker: str
+    epoch: int
+    applied: int
+    at: float
+    computed_ids: bytes = b""
+    computed: bytes = b""
+    sequence_ids: bytes = b""
+    indices: bytes = b""
+    token_ids: bytes = b""
+    ended: list[Ended] = []
+    retracted: bytes = b""
+    stalled: bytes = b""
+
+
+class Goodbye(Message, frozen=True, kw_only=True):
+    """worker -> scheduler (`events`): this worker stops and computes nothing more."""
+
+    worker: str
+    epoch: int
+
+
+HEARTBEAT_S = 1.0
+"""How often a process says that it lives."""
+
+HEARTBEAT_LAPSE_S = 5.0
+"""A process not heard of for so long counts as gone."""
+
+
+# ------------------------------------------------------------------------ every service -> registry
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """A process as the registry shows it (`shared.registry`): a JSON object in a Redis hash.
+
+    at: when this was written. model, max_model_len: what a worker or tokenizer serves."""
+
+    service: str
+    instance: str
+    host: str
+    pid: int
+    started_at: float
+    at: float
+    is_ready: bool
+    model: str | None = None
+    max_model_len: int | None = None

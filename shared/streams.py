@@ -1,0 +1,425 @@
+"""The only module that speaks Redis streams: names, encoding, sending, reading, acknowledging.
+
+A stream pairs a name with the union of messages it carries. An entry has the fields `m` (msgpack body), `v`
+(protocol version), and if set `t` (W3C traceparent) and `d` (deadline, unix seconds). An entry that does not
+decode goes to `<stream>.dead` and is acknowledged; left pending, it would come back for ever.
+
+Sending is synchronous (`Outbox.post`) and one task writes what has gathered in one round trip, in order: so a
+step's messages to several addressees cost one pipeline, and nothing on the hot path awaits the broker.
+Delivery is at least once: a connection that breaks during a write makes the batch go again, and receivers
+drop what they have (by sequence id and index, or by plan number).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import redis.asyncio
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+
+from shared.errors import BusError
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Abort,
+    Deltas,
+    Generate,
+    Goodbye,
+    Hello,
+    Open,
+    Output,
+    Plan,
+    Progress,
+    Rejected,
+    Tokenize,
+)
+from shared.metrics import DEAD_LETTERS, ENTRIES_READ, ENTRIES_SENT, OUTBOX_ENTRIES
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+DEAD_LETTERS_KEPT = 1000
+LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Stream(Generic[M]):
+    """A stream's name (without the deployment's prefix) and what it carries. `M` is the union's alias."""
+
+    def __init__(self, name: str, union: Any, group: str | None = None) -> None:
+        self.name = name
+        self.group = group
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
+
+    def decode(self, body: bytes) -> M:
+        """Raises msgspec.DecodeError on bytes that are none of the union's messages."""
+        return self._decoder.decode(body)
+
+
+ToScheduler = Generate | Abort
+FromWorker = Hello | Progress | Goodbye
+ToShard = Open | Output
+ToGateway = Deltas | Rejected
+
+TOKENIZE: Stream[Tokenize] = Stream("tokenize", Tokenize, group="tokenizers")
+SCHEDULE: Stream[ToScheduler] = Stream("schedule", ToScheduler, group="schedulers")
+EVENTS: Stream[FromWorker] = Stream("events", FromWorker)
+
+
+def plan_stream(worker: str) -> Stream[Plan]:
+    return Stream(f"plan:{worker}", Plan)
+
+
+def shard_stream(shard: int) -> Stream[ToShard]:
+    return Stream(f"tokens:{shard}", ToShard)
+
+
+def reply_stream(gateway: str) -> Stream[ToGateway]:
+    return Stream(f"reply:{gateway}", ToGateway)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(Generic[M]):
+    """A message as read. entry_id: its id in the stream, `ms-n`."""
+
+    stream: Stream[M]
+    entry_id: str
+    message: M
+    traceparent: str | None = None
+    deadline: float | None = None
+
+
+def connect(url: str) -> "redis.asyncio.Redis":
+    """A client for `url`. Blocking reads need no socket timeout (with one, redis-py on Python 3.11 can swallow
+    a cancellation); a dead peer shows by TCP keepalive."""
+    keepalive: dict[str, Any] = {}
+    if not url.startswith("unix:"):
+        keepalive = {"socket_keepalive": True, "socket_connect_timeout": 5}
+    return redis.asyncio.Redis.from_url(url, socket_timeout=None, decode_responses=False, **keepalive)
+
+
+async def backoff(attempt: int) -> None:
+    """Waits 50 ms, doubling up to 2 s."""
+    await asyncio.sleep(min(2.0, 0.05 * 2 ** min(attempt, 10)))
+
+
+async def wait_for_broker(client: "redis.asyncio.Redis", patience_s: float = 60.0) -> None:
+    """Returns once the broker answers. Raises BusError after `patience_s`, or at once if it refuses us or would
+    evict our streams under memory pressure (maxmemory without noeviction)."""
+    give_up = time.monotonic() + patience_s
+    attempt = 0
+    while True:
+        try:
+            memory = await client.info("memory")
+            break
+        except LOST_CONNECTION as error:
+            if time.monotonic() > give_up:
+                raise BusError(f"the broker does not answer: {error}") from None
+            attempt += 1
+            await backoff(attempt)
+        except RedisError as error:
+            raise BusError(f"the broker refuses us: {error}") from None
+    if memory.get("maxmemory") and memory.get("maxmemory_policy") != "noeviction":
+        raise BusError(
+            f"the broker has maxmemory with policy {memory.get('maxmemory_policy')}, which drops streams in use; "
+            "set maxmemory-policy noeviction"
+        )
+
+
+class Bus:
+    """A deployment's streams on one broker: where keys get their prefix."""
+
+    def __init__(self, client: "redis.asyncio.Redis", prefix: str) -> None:
+        self.client = client
+        self.prefix = prefix
+        self.outbox = Outbox(self)
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}:{name}"
+
+    async def read_group(
+        self, stream: Stream[M], consumer: str, *, count: int = 64, pending_first: bool = False
+    ) -> AsyncIterator[list[Delivery[M]]]:
+        """Batches of new entries for `consumer` in the stream's group, for ever; each is to be acknowledged with
+        `Outbox.ack`. pending_first: begin with what this consumer had read and not acknowledged. Several
+        consumers share a group's entries. Survives lost connections and a lost group."""
+        key, group = self.key(stream.name), stream.group
+        assert group is not None, f"{stream.name} has no consumer group"
+        cursor = "0" if pending_first else ">"
+        attempt = 0
+        while True:
+            try:
+                reply = await self.client.xreadgroup(
+                    group, consumer, {key: cursor}, count=count, block=None if cursor != ">" else 5000
+                )
+                attempt = 0
+            except ResponseError as error:
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                    raise
+                await self.create_group(stream)
+                continue
+            except LOST_CONNECTION as error:
+                log.warning("reading %s: %s; trying again", stream.name, error)
+                attempt += 1
+                await backoff(attempt)
+                continue
+            entries = _entries(reply)
+            if cursor != ">":
+                if not entries:
+                    cursor = ">"
+                    continue
+                cursor = entries[-1][1].decode()
+            deliveries = self._deliveries({key.encode(): stream}, entries)
+            if deliveries:
+                yield deliveries
+
+    async def claim_group(
+        self, stream: Stream[M], consumer: str, *, min_idle_s: float, every_s: float = 2.0, max_deliveries: int = 5
+    ) -> AsyncIterator[list[Delivery[M]]]:
+        """Batches of entries that another consumer read and did not acknowledge for `min_idle_s`, taken over, for
+        ever. One delivered more than `max_deliveries` times is a dead letter: it kills whoever takes it."""
+        key, group = self.key(stream.name), stream.group
+        assert group is not None, f"{stream.name} has no consumer group"
+        cursor = b"0-0"
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                reply = await self.client.xautoclaim(
+                    key, group, consumer, int(min_idle_s * 1000), start_id=cursor, count=64
+                )
+                cursor = reply[0]
+                claimed = [(key.encode(), entry_id, fields) for entry_id, fields in reply[1] if fields]
+                if not claimed:
+                    continue
+                pending = await self.client.xpending_range(
+                    key, group, min=claimed[0][1], max=claimed[-1][1], count=64, consumername=consumer
+                )
+                tries: dict[Any, Any] = {row["message_id"]: row["times_delivered"] for row in pending}
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                await self.create_group(stream)
+                continue
+            except LOST_CONNECTION as error:
+                log.warning("claiming from %s: %s; trying again", stream.name, error)
+                continue
+            alive = []
+            for entry in claimed:
+                if tries.get(entry[1], 1) > max_deliveries:
+                    self._bury(stream, entry[1], entry[2], f"delivered {tries[entry[1]]} times")
+                else:
+                    alive.append(entry)
+            deliveries = self._deliveries({key.encode(): stream}, alive)
+            if deliveries:
+                yield deliveries
+
+    async def create_group(self, stream: Stream[Any]) -> None:
+        """The stream's group, from the stream's first entry on, unless it exists."""
+        assert stream.group is not None
+        try:
+            await self.client.xgroup_create(self.key(stream.name), stream.group, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        except LOST_CONNECTION:
+            await backoff(1)
+
+    async def follow(
+        self,
+        cursors: Callable[[], Mapping[Stream[M], str]],
+        *,
+        count: int = 256,
+        block_s: float = 1.0,
+    ) -> AsyncIterator[list[Delivery[M]]]:
+        """Batches of entries after the cursors, for a reader that owns its streams. `cursors` is asked before each
+        read for the streams to read and the last id seen in each ("0" from the start, "$" is not for use: it
+        loses entries between reads); the caller moves them on. Yields an empty batch when `block_s` passes
+        without an entry, so that the caller can change its mind about the streams."""
+        attempt = 0
+        while True:
+            wanted = cursors()
+            if not wanted:
+                await asyncio.sleep(block_s)
+                yield []
+                continue
+            by_key = {self.key(stream.name).encode(): stream for stream in wanted}
+            at: dict[Any, Any] = {self.key(stream.name): cursor for stream, cursor in wanted.items()}
+            try:
+                reply = await self.client.xread(at, count=count, block=int(block_s * 1000))
+                attempt = 0
+            except LOST_CONNECTION as error:
+                log.warning("reading %s: %s; trying again", ", ".join(at), error)
+                attempt += 1
+                await backoff(attempt)
+                yield []
+                continue
+            yield self._deliveries(by_key, _entries(reply))
+
+    def _deliveries(
+        self, by_key: Mapping[bytes, Stream[M]], entries: list[tuple[bytes, bytes, dict[bytes, bytes]]]
+    ) -> list[Delivery[M]]:
+        deliveries = []
+        for key, entry_id, fields in entries:
+            stream = by_key[key]
+            try:
+                if int(fields[b"v"]) != PROTOCOL_VERSION:
+                    raise ValueError(f"protocol version {fields[b'v']!r}, this process speaks {PROTOCOL_VERSION}")
+                deadline = fields.get(b"d")
+                trace = fields.get(b"t")
+                delivery = Delivery(
+                    stream,
+                    entry_id.decode(),
+                    stream.decode(fields[b"m"]),
+                    trace.decode("ascii") if trace else None,
+                    float(deadline) if deadline else None,
+                )
+            except (KeyError, ValueError, msgspec.DecodeError) as error:
+                self._bury(stream, entry_id, fields, repr(error))
+                continue
+            deliveries.append(delivery)
+        if deliveries:
+            ENTRIES_READ.labels(_family(deliveries[0].stream)).inc(len(deliveries))
+        return deliveries
+
+    def _bury(self, stream: Stream[Any], entry_id: bytes, fields: Mapping[bytes, bytes], why: str) -> None:
+        log.error("dead letter in %s, entry %s: %s", stream.name, entry_id.decode(), why)
+        DEAD_LETTERS.labels(_family(stream)).inc()
+        self.outbox.bury(stream, entry_id.decode(), fields, why)
+
+
+class Outbox:
+    """Gathers commands and writes them in order, in as few round trips as the broker's pace allows.
+
+    `run` must be running in a task. `post` and `ack` never wait; `flush` waits until all that was posted
+    before it is written."""
+
+    MAX_BATCH = 512
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._commands: list[tuple[bytes | str | int, ...]] = []
+        self._wake = asyncio.Event()
+        self._posted = 0
+        self._written = 0
+        self._progress = asyncio.Condition()
+
+    def post(
+        self,
+        stream: Stream[M],
+        message: M,
+        *,
+        traceparent: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Queues one entry."""
+        fields: list[bytes | str | int] = ["v", PROTOCOL_VERSION, "m", _encoder.encode(message)]
+        if traceparent is not None:
+            fields += ["t", traceparent]
+        if deadline is not None:
+            fields += ["d", repr(deadline)]
+        ENTRIES_SENT.labels(_family(stream)).inc()
+        self._queue("XADD", self._bus.key(stream.name), "*", *fields)
+
+    def ack(self, delivery: Delivery[Any]) -> None:
+        """Queues the acknowledgement of an entry read through a group, and its removal: a group's stream holds
+        work that is open and nothing else."""
+        key, group = self._bus.key(delivery.stream.name), delivery.stream.group
+        assert group is not None
+        self._queue("XACK", key, group, delivery.entry_id)
+        self._queue("XDEL", key, delivery.entry_id)
+
+    def trim(self, stream: Stream[Any], before: str) -> None:
+        """Queues the removal of entries older than the entry id `before`."""
+        self._queue("XTRIM", self._bus.key(stream.name), "MINID", "=", before)
+
+    def delete(self, stream: Stream[Any]) -> None:
+        """Queues the removal of a whole stream, whose only reader is gone."""
+        self._queue("DEL", self._bus.key(stream.name))
+
+    def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
+        """Queues an entry's move to the dead letters."""
+        key = self._bus.key(stream.name)
+        flat = [part for field in fields.items() for part in field]
+        self._queue("XADD", f"{key}.dead", "MAXLEN", "~", DEAD_LETTERS_KEPT, "*", "why", why, "id", entry_id, *flat)
+        if stream.group is not None:
+            self._queue("XACK", key, stream.group, entry_id)
+        self._queue("XDEL", key, entry_id)
+
+    def _queue(self, *command: bytes | str | int) -> None:
+        self._commands.append(command)
+        self._posted += 1
+        self._wake.set()
+
+    @property
+    def backlog(self) -> int:
+        """Commands not yet written."""
+        return len(self._commands)
+
+    async def flush(self) -> None:
+        target = self._posted
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._written >= target)
+
+    async def run(self) -> None:
+        attempt = 0
+        while True:
+            if not self._commands:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = self._commands[: self.MAX_BATCH]
+            OUTBOX_ENTRIES.set(len(self._commands))
+            pipeline = self._bus.client.pipeline(transaction=False)
+            for command in batch:
+                pipeline.execute_command(*command)
+            try:
+                results = await pipeline.execute(raise_on_error=False)
+                attempt = 0
+            except LOST_CONNECTION as error:
+                log.warning("writing to the broker: %s; trying again", error)
+                attempt += 1
+                await backoff(attempt)
+                continue
+            again = []
+            for command, result in zip(batch, results, strict=True):
+                if isinstance(result, BusyLoadingError | ReadOnlyError) or str(result).startswith("OOM"):
+                    again.append(command)  # the broker took nothing and may take it later
+                elif isinstance(result, ResponseError) and str(result).startswith("NOGROUP"):
+                    pass  # an acknowledgement of what a broker that lost its data no longer knows
+                elif isinstance(result, Exception):
+                    raise BusError(f"the broker refused {command[0]!r} {command[1]!r}: {result}") from result
+            self._commands[: len(batch)] = again
+            async with self._progress:
+                self._written += len(batch) - len(again)
+                self._progress.notify_all()
+            if again:
+                log.warning("the broker is not taking writes; %d commands wait", len(self._commands))
+                attempt += 1
+                await backoff(attempt)
+
+
+def _entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
+    """(key, entry id, fields) in order, from RESP2's list or RESP3's map of XREAD and XREADGROUP."""
+    if not reply:
+        return []
+    streams = reply.items() if isinstance(reply, dict) else reply
+    out = []
+    for key, entries in streams:
+        if (
+            isinstance(reply, dict)
+            and entries
+            and isinstance(entries[0], list)
+            and entries[0]
+            and isinstance(entries[0][0], tuple | list)
+        ):
+            entries = entries[0]
+        out += [(key, entry_id, fields) for entry_id, fields in entries if fields]
+    return out
+
+
+def _family(stream: Stream[Any]) -> str:
+    """The stream's name without its addressee: a metric label of few values."""
+    return stream.name.partition(":")[0]

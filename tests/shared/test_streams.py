@@ -1,0 +1,153 @@
+"""Streams on a real broker: what is sent arrives once decoded, in order; what is broken is put aside."""
+
+import asyncio
+
+import pytest
+
+from shared.messages import Abort, Generate, Output, Sampling, TextPrompt, Tokenize
+from shared.packing import pack_i32, unpack_i32
+from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, shard_stream
+
+
+def a_request(name: str) -> Tokenize:
+    return Tokenize(request_id=name, reply_to="g", prompt=TextPrompt(text="hello"))
+
+
+async def first(batches: object) -> list[Delivery]:  # type: ignore[type-arg]
+    async with asyncio.timeout(10):
+        async for batch in batches:  # type: ignore[attr-defined]
+            if batch:
+                return batch
+    raise AssertionError
+
+
+async def test_group_delivers_in_order_and_ack_removes_the_entry(bus: Bus) -> None:
+    for name in ("a", "b"):
+        bus.outbox.post(TOKENIZE, a_request(name), traceparent="00-1-2-01", deadline=12.5)
+    await bus.outbox.flush()
+    batch = await first(bus.read_group(TOKENIZE, "me"))
+    assert [d.message.request_id for d in batch] == ["a", "b"]
+    assert batch[0].message == a_request("a")
+    assert (batch[0].traceparent, batch[0].deadline) == ("00-1-2-01", 12.5)
+    for delivery in batch:
+        bus.outbox.ack(delivery)
+    await bus.outbox.flush()
+    assert await bus.client.xlen(bus.key("tokenize")) == 0
+    assert (await bus.client.xpending(bus.key("tokenize"), "tokenizers"))["pending"] == 0
+
+
+async def test_two_consumers_share_a_group(bus: Bus) -> None:
+    await bus.create_group(TOKENIZE)
+    for number in range(20):
+        bus.outbox.post(TOKENIZE, a_request(str(number)))
+    await bus.outbox.flush()
+    one = await first(bus.read_group(TOKENIZE, "one", count=10))
+    two = await first(bus.read_group(TOKENIZE, "two", count=10))
+    assert sorted(int(d.message.request_id) for d in one + two) == list(range(20))
+
+
+async def test_unacknowledged_entries_come_back_to_the_same_consumer(bus: Bus) -> None:
+    bus.outbox.post(SCHEDULE, Abort(sequence_ids=[7]))
+    await first(bus.read_group(SCHEDULE, "s"))
+    bus.outbox.post(SCHEDULE, Abort(sequence_ids=[8]))
+    again = await first(bus.read_group(SCHEDULE, "s", pending_first=True))
+    assert [d.message for d in again] == [Abort(sequence_ids=[7])]
+
+
+async def test_a_dead_consumers_entries_are_claimed(bus: Bus) -> None:
+    bus.outbox.post(TOKENIZE, a_request("a"))
+    await first(bus.read_group(TOKENIZE, "dies"))
+    claimed = await first(bus.claim_group(TOKENIZE, "lives", min_idle_s=0, every_s=0.05))
+    assert [d.message.request_id for d in claimed] == ["a"]
+
+
+async def test_an_entry_that_kills_every_consumer_becomes_a_dead_letter(bus: Bus) -> None:
+    bus.outbox.post(TOKENIZE, a_request("poison"))
+    await first(bus.read_group(TOKENIZE, "dies"))
+    claims = bus.claim_group(TOKENIZE, "lives", min_idle_s=0, every_s=0.01, max_deliveries=3)
+    deliveries = 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            async for _ in claims:
+                deliveries += 1
+    assert deliveries == 2  # the second and third delivery; the first was to the consumer that died
+    assert await bus.client.xlen(bus.key("tokenize.dead")) == 1
+    assert await bus.client.xlen(bus.key("tokenize")) == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"v": 1, "m": b"\xc1"}, {"v": 99, "m": b"\x90"}, {"m": b"\x90"}, {"v": 1}, {"v": "x", "m": b""}],
+    ids=["bad msgpack", "other version", "no version", "no body", "version no number"],
+)
+async def test_what_does_not_decode_is_put_aside_and_acknowledged(bus: Bus, fields: dict[str, bytes]) -> None:
+    await bus.create_group(SCHEDULE)
+    await bus.client.xadd(bus.key("schedule"), fields)  # type: ignore[arg-type]
+    bus.outbox.post(SCHEDULE, Abort(sequence_ids=[1]))
+    batch = await first(bus.read_group(SCHEDULE, "s"))
+    assert [d.message for d in batch] == [Abort(sequence_ids=[1])]
+    await bus.outbox.flush()
+    assert await bus.client.xlen(bus.key("schedule.dead")) == 1
+    assert (await bus.client.xpending(bus.key("schedule"), "schedulers"))["pending"] == 1
+
+
+async def test_a_lost_group_is_made_again(bus: Bus) -> None:
+    bus.outbox.post(TOKENIZE, a_request("a"))
+    await first(bus.read_group(TOKENIZE, "me"))
+    await bus.client.delete(bus.key("tokenize"))
+    bus.outbox.post(TOKENIZE, a_request("b"))
+    batch = await first(bus.read_group(TOKENIZE, "me"))
+    assert [d.message.request_id for d in batch] == ["b"]
+
+
+async def test_follow_reads_several_streams_from_its_cursors(bus: Bus) -> None:
+    streams = [shard_stream(0), shard_stream(1)]
+    cursors = dict.fromkeys(streams, "0")
+    for number, stream in enumerate(streams * 2):
+        bus.outbox.post(stream, Output(token_ids=pack_i32([number])))
+    await bus.outbox.flush()
+    seen: dict[str, list[int]] = {}
+    async for batch in bus.follow(lambda: cursors, block_s=0.05):
+        for delivery in batch:
+            seen.setdefault(delivery.stream.name, []).extend(unpack_i32(delivery.message.token_ids))
+            cursors[delivery.stream] = delivery.entry_id
+        if not batch:
+            break
+    assert seen == {"tokens:0": [0, 2], "tokens:1": [1, 3]}
+
+
+async def test_trim_drops_only_what_is_older(bus: Bus) -> None:
+    stream = shard_stream(0)
+    for number in range(3):
+        bus.outbox.post(stream, Output(token_ids=pack_i32([number])))
+    await bus.outbox.flush()
+    batch = await first(bus.follow(lambda: {stream: "0"}))
+    bus.outbox.trim(stream, batch[1].entry_id)
+    await bus.outbox.flush()
+    left = await first(bus.follow(lambda: {stream: "0"}))
+    assert [list(unpack_i32(d.message.token_ids)) for d in left] == [[1], [2]]
+
+
+async def test_generate_survives_the_wire(bus: Bus) -> None:
+    message = Generate(
+        request_id="r",
+        sequence_ids=[1, 2**62],
+        shard=3,
+        token_ids=pack_i32([1, 2**31 - 1]),
+        sampling=Sampling(logit_bias={5: -1.5}),
+        stop_token_ids=[2],
+        max_tokens=4,
+    )
+    bus.outbox.post(SCHEDULE, message)
+    assert (await first(bus.read_group(SCHEDULE, "s")))[0].message == message
+
+
+async def test_sending_survives_a_cut_connection(bus: Bus) -> None:
+    bus.outbox.post(TOKENIZE, a_request("a"))
+    await bus.outbox.flush()
+    await bus.client.client_kill_filter(_type="normal", skipme=True)
+    bus.outbox.post(TOKENIZE, a_request("b"))
+    async with asyncio.timeout(10):
+        await bus.outbox.flush()
+    batch = await first(bus.read_group(TOKENIZE, "me"))
+    assert [d.message.request_id for d in batch] == ["a", "b"]
