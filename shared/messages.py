@@ -181,7 +181,8 @@ class Open(Message, frozen=True, kw_only=True):
 
 class Ended(Record, frozen=True, kw_only=True):
     """A sequence's end. num_tokens: output tokens in all. stop_token_id: the client's or the model's stop id
-    that was sampled (it is the last output token). error: set if and only if reason is ERROR."""
+    that was sampled (it is the last output token). error: set if and only if reason is ERROR. attempt: of the
+    admission that ended (`Admit.attempt`)."""
 
     sequence_id: int
     reason: FinishReason
@@ -189,6 +190,7 @@ class Ended(Record, frozen=True, kw_only=True):
     cached_tokens: int = 0
     stop_token_id: int | None = None
     error: ErrorBody | None = None
+    attempt: int = 0
 
 
 class Output(Message, frozen=True, kw_only=True):
