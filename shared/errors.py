@@ -5,10 +5,12 @@
     ├── BusError               the broker cannot be used as asked (not: a connection that may come back)
     └── RequestError           ends one request; carries what the client is told
         ├── InvalidRequest     400, names the field
+        ├── Unauthorized       401
         ├── ModelNotFound      404
         ├── PromptTooLarge     413, the body is over the limit
         ├── Overloaded         429, with Retry-After
         ├── Unavailable        503, with Retry-After
+        ├── TimedOut           504, the request's time is up
         └── InternalError      500
 
 The wire form follows OpenAI's error object: https://platform.openai.com/docs/guides/error-codes
@@ -80,6 +82,14 @@ class InvalidRequest(RequestError):
     code = None
 
 
+class Unauthorized(RequestError):
+    """401: the API key is missing or wrong."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class ModelNotFound(RequestError):
     """404: no worker serves a model of that name."""
 
@@ -110,6 +120,14 @@ class Unavailable(RequestError):
     status = 503
     type = "server_error"
     code = "unavailable"
+
+
+class TimedOut(RequestError):
+    """504: the request's time is up before its answer is complete."""
+
+    status = 504
+    type = "server_error"
+    code = "timeout"
 
 
 class InternalError(RequestError):

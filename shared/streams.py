@@ -277,7 +277,7 @@ class Bus:
                     trace.decode("ascii") if trace else None,
                     float(deadline) if deadline else None,
                 )
-            except (KeyError, ValueError, msgspec.DecodeError) as error:
+            except (KeyError, ValueError, msgspec.DecodeError, RecursionError) as error:
                 self._bury(stream, entry_id, fields, repr(error))
                 continue
             deliveries.append(delivery)
@@ -339,6 +339,11 @@ class Outbox:
     def delete(self, stream: Stream[Any]) -> None:
         """Queues the removal of a whole stream, whose only reader is gone."""
         self._queue("DEL", self._bus.key(stream.name))
+
+    def expire(self, stream: Stream[Any], after_s: int) -> None:
+        """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
+        only reader may die."""
+        self._queue("EXPIRE", self._bus.key(stream.name), after_s)
 
     def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
         """Queues an entry's move to the dead letters."""
