@@ -166,7 +166,9 @@ class Open(Message, frozen=True, kw_only=True):
     """tokenizer -> tokenizer (`tokens:k`): what the shard's owner needs to turn these sequences' tokens into
     text. Sent before the `Generate`, so it stands in the shard before their first token.
 
-    prompt_tail: the prompt's last few tokens, context for the first output token's text."""
+    prompt_tail: the prompt's last few tokens, context for the first output token's text. min_tokens: stop
+    strings count once more output tokens than that are there. stop_token_ids: those the client asked for;
+    eos_token_ids: the model's, none when ignored. Any of them ends the sequence and is not shown."""
 
     request_id: str
     reply_to: str
@@ -177,6 +179,9 @@ class Open(Message, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     arrival: float = 0.0
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    eos_token_ids: list[int] = []
 
 
 class Ended(Record, frozen=True, kw_only=True):
@@ -198,12 +203,17 @@ class Output(Message, frozen=True, kw_only=True):
 
     Parallel arrays, one entry a token: sequence_ids int64 [N], indices int32 [N] (0 is the sequence's first
     output token), token_ids int32 [N]. A receiver drops an index it has; it never sees a gap unless the
-    sequence was taken over, and then the missing ones follow."""
+    sequence was taken over, and then the missing ones follow.
+
+    cached_ids int64 [M], cached int32 [M]: sequences whose first output token is here and how many of their
+    prompt tokens came from the cache; a stop string ends a sequence before its `Ended` says so."""
 
     sequence_ids: bytes = b""
     indices: bytes = b""
     token_ids: bytes = b""
     ended: list[Ended] = []
+    cached_ids: bytes = b""
+    cached: bytes = b""
 
 
 # ---------------------------------------------------------------------------- tokenizer -> gateway
@@ -211,12 +221,14 @@ class Output(Message, frozen=True, kw_only=True):
 
 class Delta(Record, frozen=True, kw_only=True):
     """New text of a sequence. offset: characters sent before this text; num_tokens: output tokens that the
-    text up to its end stands for (text may be held back: half a character, a possible stop string)."""
+    text up to its end stands for (text may be held back: half a character, a possible stop string).
+    num_prompt_tokens: said with a sequence's first delta at least; 0: not said."""
 
     sequence_id: int
     offset: int
     text: str
     num_tokens: int
+    num_prompt_tokens: int = 0
 
 
 class Finished(Record, frozen=True, kw_only=True):

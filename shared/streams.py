@@ -13,7 +13,7 @@ drop what they have (by sequence id and index, or by plan number).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -216,6 +216,21 @@ class Bus:
             deliveries = self._deliveries({key.encode(): stream}, alive)
             if deliveries:
                 yield deliveries
+
+    async def renew_group(self, stream: Stream[Any], consumer: str, entry_ids: Sequence[str]) -> None:
+        """Says that `consumer` still works on these entries that it read: they count as just delivered, so that
+        `claim_group` elsewhere leaves them alone."""
+        key, group = self.key(stream.name), stream.group
+        assert group is not None, f"{stream.name} has no consumer group"
+        if not entry_ids:
+            return
+        try:
+            await self.client.xclaim(key, group, consumer, 0, list(entry_ids), justid=True)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+        except LOST_CONNECTION as error:
+            log.warning("renewing in %s: %s", stream.name, error)
 
     async def create_group(self, stream: Stream[Any]) -> None:
         """The stream's group, from the stream's first entry on, unless it exists."""
