@@ -1,1 +1,1 @@
-"""The sapwood command: starts the set on one machine, talks to it."""
+"""The `sapwood` command: starts the whole set on one machine, talks to it."""

@@ -1,0 +1,54 @@
+"""`sapwood serve`, `sapwood chat`, `sapwood model`. Exit codes: 0 done or stopped by a signal, 1 a failure told in
+one line, 2 a wrong command line."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from services.launcher import chat, default_model, serve
+from services.launcher.flags import ServeSettings, add_serve_flags
+from services.launcher.screen import Screen
+from shared.errors import BusError, ConfigError
+from shared.settings import from_values
+
+EXIT_FAILURE = 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    screen = Screen()
+    try:
+        match arguments.command:
+            case "serve":
+                flags = vars(arguments)
+                settings = from_values(ServeSettings, flags)
+                asyncio.run(serve.run_until_signal(settings, flags, screen))
+            case "chat":
+                chat.run(arguments)
+            case "model":
+                print(asyncio.run(default_model.prepare()))
+    except (ConfigError, BusError) as error:
+        screen.error(str(error))
+        sys.exit(EXIT_FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sapwood", description="LLM serving as microservices over Redis streams.")
+    parser.add_argument("--version", action="version", version=f"sapwood {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serving = commands.add_parser("serve", help="serve a model on this machine", allow_abbrev=False)
+    add_serve_flags(serving)
+    chat.add_flags(commands.add_parser("chat", help="a conversation in the terminal", allow_abbrev=False))
+    commands.add_parser("model", help="make the default model if it is not there, and print its folder")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("sapwood")
+    except PackageNotFoundError:
+        return "(not installed)"
