@@ -1,0 +1,51 @@
+# Needs GNU make and Python 3.11 to 3.13 with venv; everything else is installed into .venv.
+#
+#   make serve                              the default model on http://127.0.0.1:30000
+#   make serve ARGS="--dtype float32 --port 30001"
+#   make test   make check   make clean
+#
+# PYTHON: the interpreter to make .venv with. TORCH: the torch to install (see deploy/install-torch.sh).
+# ARGS: for serve, flags of `sapwood serve`; for test and check, arguments of pytest.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
+	$(shell $(name) -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		2>/dev/null && echo $(name))))
+TORCH ?= torch==2.13.0
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test check format clean
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/serve.stamp
+	exec $(BIN)/sapwood serve $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/check.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/check.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/torch.stamp:
+	@[ -n "$(PYTHON)" ] || { echo "no Python 3.11, 3.12 or 3.13 with venv found; set PYTHON=" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON) and $(TORCH); this takes some minutes, once"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	sh deploy/install-torch.sh $(BIN)/python "$(TORCH)"
+	@touch $@
+
+$(VENV)/%.stamp: pyproject.toml | $(VENV)/torch.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
