@@ -1,0 +1,179 @@
+"""A completion request in flight: what has come for it and what its handler has not taken yet.
+
+The inbox puts text in, the handler takes it out; nothing here waits but `Call.news`. What a slow client leaves
+lying is text, joined, so a call's memory is bounded by the length of its output.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.gateway import metrics
+from shared.errors import ErrorBody, InternalError, Unavailable
+from shared.messages import Delta, Finished, FinishReason, sequence_id
+
+PARTS_KEPT = 64
+
+
+class Choice:
+    """One sequence of a call.
+
+    received: characters of its text that have come. finished: its end, if that is one to tell the client;
+    is_over: nobody computes it any more, however it ended."""
+
+    __slots__ = (
+        "call",
+        "finished",
+        "index",
+        "is_dirty",
+        "is_over",
+        "last_at",
+        "num_prompt_tokens",
+        "num_tokens",
+        "parts",
+        "prompt",
+        "received",
+        "sequence_id",
+    )
+
+    def __init__(self, call: "Call", index: int, prompt: int, sequence: int) -> None:
+        self.call = call
+        self.index = index
+        self.prompt = prompt
+        self.sequence_id = sequence
+        self.parts: list[str] = []
+        self.received = 0
+        self.num_tokens = 0
+        self.num_prompt_tokens = 0
+        self.finished: Finished | None = None
+        self.is_dirty = False
+        self.is_over = False
+        self.last_at = 0.0
+
+    def add(self, delta: Delta, now: float) -> None:
+        """Takes what is new in a delta: one may come twice, and after a takeover cut in another place."""
+        if self.is_over:
+            return
+        missing = delta.offset - self.received
+        if missing > 0:
+            metrics.REPLY_GAPS.inc()
+            self.call.fail(Unavailable("A part of the output was lost; try again.", retry_after_s=1).body())
+            return
+        text = delta.text[-missing:] if missing else delta.text
+        new_tokens = delta.num_tokens - self.num_tokens
+        if not text and new_tokens <= 0:
+            return
+        if text:
+            self.received += len(text)
+            self.parts.append(text)
+            if len(self.parts) > PARTS_KEPT:
+                self.parts = ["".join(self.parts)]
+        if new_tokens > 0:
+            self.num_tokens = delta.num_tokens
+            if self.last_at:
+                metrics.INTER_TOKEN_LATENCY.observe((now - self.last_at) / new_tokens, new_tokens)
+            elif not self.call.first_at:
+                self.call.first_at = now
+            self.last_at = now
+        if delta.num_prompt_tokens:
+            self.num_prompt_tokens = delta.num_prompt_tokens
+        self.call.changed(self)
+
+    def finish(self, finished: Finished) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        if finished.reason is FinishReason.ERROR or finished.reason is FinishReason.ABORT:
+            error = finished.error
+            if error is None and finished.reason is FinishReason.ABORT:
+                error = Unavailable("The request was ended by the server; try again.", retry_after_s=1).body()
+            self.call.fail(error or InternalError("The request failed.").body())
+            return
+        self.finished = finished
+        self.num_tokens = finished.num_tokens
+        self.num_prompt_tokens = finished.num_prompt_tokens
+        self.call.num_open -= 1
+        self.call.changed(self)
+
+    def take(self) -> str:
+        """The text that has come since it was last asked for."""
+        text = self.parts[0] if len(self.parts) == 1 else "".join(self.parts)
+        self.parts.clear()
+        self.is_dirty = False
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Tokens of a call so far; cached ones are known of finished sequences."""
+
+    prompt: int
+    completion: int
+    cached: int
+
+
+class Call:
+    """A request and its choices. request_ids: one a prompt; cursor: the reply stream's last entry before it.
+
+    is_streamed: wakes the handler for every piece of text; otherwise once, when all is there."""
+
+    def __init__(self, call_id: str, num_prompts: int, n: int, *, is_streamed: bool, cursor: str = "0") -> None:
+        self.id = call_id
+        self.n = n
+        self.is_streamed = is_streamed
+        self.cursor = cursor
+        self.request_ids = [call_id] if num_prompts == 1 else [f"{call_id}-{place}" for place in range(num_prompts)]
+        self.choices = [
+            Choice(self, prompt * n + choice, prompt, sequence_id(request_id, choice))
+            for prompt, request_id in enumerate(self.request_ids)
+            for choice in range(n)
+        ]
+        self.num_open = len(self.choices)
+        self.first_at = 0.0
+        self.error: ErrorBody | None = None
+        self._dirty: list[Choice] = []
+        self._wake = asyncio.Event()
+
+    def changed(self, choice: Choice) -> None:
+        if not choice.is_dirty:
+            choice.is_dirty = True
+            self._dirty.append(choice)
+        if self.is_streamed or not self.num_open:
+            self._wake.set()
+
+    def fail(self, error: ErrorBody) -> None:
+        """Ends the call; the first error is the one that counts."""
+        if self.error is None and self.num_open:
+            self.error = error
+            self._wake.set()
+
+    def reject(self, request_id: str, error: ErrorBody) -> None:
+        """Ends the call because one of its prompts will not be run."""
+        prompt = self.request_ids.index(request_id)
+        for choice in self.choices[prompt * self.n : (prompt + 1) * self.n]:
+            choice.is_over = True
+        self.fail(error)
+
+    async def news(self) -> None:
+        """Returns once there is text to take, or the end: `error` is set, or `num_open` is 0."""
+        await self._wake.wait()
+        self._wake.clear()
+
+    def take_changed(self) -> Sequence[Choice]:
+        """Choices with text to take or an end to tell."""
+        dirty, self._dirty = self._dirty, []
+        return dirty
+
+    @property
+    def open_sequences(self) -> list[int]:
+        """Those that somebody may still be computing."""
+        return [choice.sequence_id for choice in self.choices if not choice.is_over]
+
+    def totals(self) -> Totals:
+        """A prompt counts once however many choices it has, and as cached what all of them found in the cache."""
+        prompt = cached = 0
+        for start in range(0, len(self.choices), self.n):
+            group = self.choices[start : start + self.n]
+            prompt += max(choice.num_prompt_tokens for choice in group)
+            cached += min(choice.finished.cached_tokens if choice.finished else 0 for choice in group)
+        return Totals(prompt, sum(choice.num_tokens for choice in self.choices), cached)

@@ -1,0 +1,26 @@
+"""Settings of the gateway."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from shared.settings import BaseSettings, help_
+
+
+class Settings(BaseSettings, frozen=True, kw_only=True):
+    """HTTP gateway: the OpenAI-compatible API."""
+
+    host: Annotated[str, help_("address to listen on; 0.0.0.0 for every IPv4 interface")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535), help_("port to listen on")] = 30000
+    reuse_port: Annotated[bool, help_("let several gateways of this host share the port")] = False
+    api_key: Annotated[str, help_("key that clients must send as a bearer token; empty: none")] = ""
+    max_body_bytes: Annotated[int, Meta(ge=1), help_("largest request body, decompressed; above: 413")] = 32 * 2**20
+    max_requests_in_flight: Annotated[int, Meta(ge=1), help_("requests held at once; above: 429")] = 4096
+    request_timeout_s: Annotated[float, Meta(ge=0), help_("longest time for one request; 0: no limit")] = 0.0
+    send_timeout_s: Annotated[float, Meta(ge=0), help_("a client that reads nothing for so long is cut; 0: never")] = (
+        120.0
+    )
+    outage_patience_s: Annotated[
+        float, Meta(ge=0), help_("how long requests wait for a part of the system that is gone before they get a 503")
+    ] = 30.0
+    drain_timeout_s: Annotated[float, Meta(ge=0), help_("on stop, how long running requests may go on")] = 10.0

@@ -1,0 +1,208 @@
+"""Request bodies to jobs: decode, check, resolve. Pure.
+
+Raises InvalidRequest with the `param` at fault; whatever passes here has a meaning that is served.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from services.gateway import unsupported
+from services.gateway.conversation import check_depth, normalise
+from services.gateway.openai_types import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    StreamOptions,
+)
+from shared.errors import InvalidRequest
+from shared.messages import ChatPrompt, SamplingOptions, TextPrompt, TokenPrompt
+from shared.packing import pack_i32
+
+MAX_SEQUENCES = 2048
+"""Prompts times choices of one request."""
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked request. sampling.seed is the client's, or None in `seed` means one to be drawn per prompt.
+
+    Choice c of prompt p is the answer's choice p * n + c. ignored: names in the body that mean nothing to us."""
+
+    model: str
+    prompts: list[Prompt]
+    sampling: SamplingOptions
+    has_seed: bool
+    n: int
+    max_tokens: int | None
+    stop: list[str]
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
+    priority: int
+    cache_salt: str
+    is_streamed: bool
+    include_usage: bool
+    continuous_usage: bool
+    ignored: list[str] = field(default_factory=list)
+
+    def sampling_of(self, prompt: int) -> SamplingOptions:
+        """The prompt's sampling; without the client's seed, one of its own, lest equal prompts get equal answers."""
+        if self.has_seed:
+            return self.sampling
+        return msgspec.structs.replace(self.sampling, seed=secrets.randbits(63))
+
+
+R = TypeVar("R", bound=GenerationRequest)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_chat = msgspec.json.Decoder(ChatRequest)
+_completion = msgspec.json.Decoder(CompletionRequest)
+
+
+def parse_chat(body: bytes) -> Job:
+    request, ignored = _decode(body, _chat, ChatRequest, unsupported.CHAT_REFUSED)
+    return _job(request, [_chat_prompt(request)], request.max_tokens, ignored)
+
+
+def parse_completion(body: bytes) -> Job:
+    request, ignored = _decode(body, _completion, CompletionRequest, unsupported.COMPLETION_REFUSED)
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise InvalidRequest("'best_of' other than 'n' is not supported by this server.", param="best_of")
+    max_tokens = request.max_tokens or DEFAULT_COMPLETION_TOKENS
+    return _job(request, _completion_prompts(request.prompt), max_tokens, ignored)
+
+
+def _decode(
+    body: bytes, decoder: msgspec.json.Decoder[R], kind: type[R], refused: Mapping[str, tuple[object, ...]]
+) -> tuple[R, list[str]]:
+    try:
+        given = _fields.decode(body)
+        ignored = unsupported.check(given, kind.__struct_fields__, refused)
+        return decoder.decode(body), ignored
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
+
+
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
+
+
+def _invalid(text: str) -> InvalidRequest:
+    """A decoder's complaint in words that name the field."""
+    at = _PATH.search(text)
+    complaint = text[: at.start()] if at else text
+    path = at.group(1).replace("[...]", "") if at else ""
+    missing = _MISSING.match(complaint)
+    if missing:
+        param = f"{path}.{missing.group(1)}" if path else missing.group(1)
+        return InvalidRequest(f"'{param}' is required.", param=param, code="missing_required_parameter")
+    if not path:
+        return InvalidRequest(f"The body must be a JSON object: {complaint}.")
+    return InvalidRequest(f"'{path}' is not valid: {complaint[0].lower()}{complaint[1:]}.", param=path)
+
+
+def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | None, ignored: list[str]) -> Job:
+    n = request.n or 1
+    if len(prompts) * n > MAX_SEQUENCES:
+        raise InvalidRequest(
+            f"At most {MAX_SEQUENCES} answers in one request, got {len(prompts)} prompts times n = {n}.",
+            param="n" if len(prompts) == 1 else "prompt",
+        )
+    max_tokens = request.max_completion_tokens or max_tokens
+    min_tokens = request.min_tokens or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise InvalidRequest(f"'min_tokens' is over the limit of {max_tokens} tokens.", param="min_tokens")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    options = request.stream_options or StreamOptions()
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return Job(
+        model=request.model,
+        prompts=prompts,
+        sampling=_sampling(request, min_tokens),
+        has_seed=request.seed is not None,
+        n=n,
+        max_tokens=max_tokens,
+        stop=stop,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
+        is_streamed=bool(request.stream),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
+        ignored=ignored,
+    )
+
+
+def _sampling(request: GenerationRequest, min_tokens: int) -> SamplingOptions:
+    return SamplingOptions(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=0 if request.top_k == -1 else request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty,
+        seed=request.seed or 0,
+        logit_bias=request.logit_bias or {},
+        min_tokens=min_tokens,
+        stop_token_ids=request.stop_token_ids or [],
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _chat_prompt(request: ChatRequest) -> ChatPrompt:
+    continues = bool(request.continue_final_message)
+    if continues and request.add_generation_prompt:
+        raise InvalidRequest(
+            "'continue_final_message' and 'add_generation_prompt' exclude each other.", param="continue_final_message"
+        )
+    tools = request.tools or None
+    if tools is not None and request.tool_choice != "none":
+        raise InvalidRequest(
+            "Tool calling is not supported by this server; tools are only shown to the model, with "
+            "'tool_choice': 'none'.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    if tools is None and request.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest("'tool_choice' is only allowed with 'tools'.", param="tool_choice")
+    for name, value in (("tools", tools), ("chat_template_kwargs", request.chat_template_kwargs)):
+        check_depth(value, name)
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", request.reasoning_effort)
+    return ChatPrompt(
+        messages=normalise(request.messages),
+        tools=tools,
+        template_kwargs=kwargs,
+        add_generation_prompt=not continues and request.add_generation_prompt is not False,
+        continue_final_message=continues,
+    )
+
+
+def _completion_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+    if isinstance(prompt, str):
+        return [TextPrompt(text=prompt)]
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [TokenPrompt(token_ids=pack_i32(prompt))]  # type: ignore[arg-type]
+    if kinds == {str}:
+        return [TextPrompt(text=text) for text in prompt]  # type: ignore[arg-type]
+    if kinds == {list}:
+        for place, token_ids in enumerate(prompt):
+            if not token_ids:
+                raise InvalidRequest(f"'prompt[{place}]' has no tokens.", param=f"prompt[{place}]")
+        return [TokenPrompt(token_ids=pack_i32(token_ids)) for token_ids in prompt]  # type: ignore[arg-type]
+    raise InvalidRequest("'prompt' must be all texts, all token ids, or all lists of token ids.", param="prompt")
