@@ -1,19 +1,15 @@
 """Settings of the worker."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import torch
 
-from shared.errors import ConfigError
+from services.gpu_worker.memory import GIB
 from shared.settings import ModelSettings, help_
 
 NonNegative = msgspec.Meta(ge=0)
-
-GIB = 2**30
-CPU_KV_MEMORY = 2 * GIB
-CPU_KV_SHARE = 0.25
 
 
 class Settings(ModelSettings, frozen=True, kw_only=True):
@@ -28,7 +24,9 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     page_size: Annotated[int, msgspec.Meta(ge=1), help_("tokens in a page of the KV pool")] = 16
     num_pages: Annotated[int, NonNegative, help_("pages in the KV pool; 0: as many as kv_memory_gb holds")] = 0
     kv_memory_gb: Annotated[
-        float, NonNegative, help_("GiB for the KV pool; 0: on a CPU 2 or a quarter of what is free, on a GPU most of it")
+        float,
+        NonNegative,
+        help_("GiB for the KV pool; 0: a share of what the weights leave"),
     ] = 0.0
     max_running: Annotated[int, NonNegative, help_("sequences that run at once; 0: 64 on a CPU, 512 on a GPU")] = 0
     chunked_prefill_size: Annotated[
@@ -48,46 +46,21 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Settings whose default depends on the device, resolved. kv_memory_bytes None: the runner decides."""
 
-    device: Literal["cpu", "cuda"] | str
+    device: str
     max_running: int
     prefill_budget: int
     kv_memory_bytes: int | None
 
 
 def resolve(settings: Settings) -> Limits:
-    """Raises ConfigError when the device that was asked for is not there."""
-    has_cuda = torch.cuda.is_available()
+    """Whether the device can be used shows when the model is loaded."""
     device = settings.device
     if device == "auto":
-        device = "cuda" if has_cuda else "cpu"
-    if device != "cpu" and not device.startswith("cuda"):
-        raise ConfigError(f"--device (SAPWOOD_DEVICE): auto, cpu, cuda or cuda:N, got {device!r}")
-    if device != "cpu" and not has_cuda:
-        raise ConfigError(f"--device (SAPWOOD_DEVICE): {device!r} was asked for, but no CUDA device can be used here")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     on_cpu = device == "cpu"
     return Limits(
         device=device,
         max_running=settings.max_running or (64 if on_cpu else 512),
         prefill_budget=settings.chunked_prefill_size or (512 if on_cpu else 8192),
-        kv_memory_bytes=_kv_memory(settings, on_cpu),
+        kv_memory_bytes=int(settings.kv_memory_gb * GIB) or None,
     )
-
-
-def _kv_memory(settings: Settings, on_cpu: bool) -> int | None:
-    if settings.num_pages:
-        return None
-    if settings.kv_memory_gb:
-        return int(settings.kv_memory_gb * GIB)
-    return min(CPU_KV_MEMORY, int(_available_memory() * CPU_KV_SHARE)) if on_cpu else None
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping, as far as the system says."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except FileNotFoundError:  # not Linux
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,156 @@
+"""GPU worker service: leases in, tokens out. The I/O around the engine."""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable
+
+import torch
+
+from services.gpu_worker import engine_thread, metrics
+from services.gpu_worker.config import Limits, Settings, resolve
+from services.gpu_worker.engine import Engine
+from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.reporter import Reporter
+from services.gpu_worker.runner import load_runner
+from services.gpu_worker.sampler import Sampler
+from services.gpu_worker.step import Runner, SequenceStep
+from shared.messages import HEARTBEAT_S, Hello
+from shared.service import Context, run_service
+from shared.streams import Bus, plan_stream
+
+log = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 5.0
+"""How long a stopping worker waits for the step that it is in."""
+
+Load = Callable[[Settings, Limits], Runner]
+
+
+class EngineHung(Exception):
+    """A step has taken longer than `step_timeout_s`."""
+
+
+def load(settings: Settings, limits: Limits) -> Runner:
+    """The model with its page pool. Raises ConfigError."""
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    return load_runner(
+        settings.model_path,
+        load_format=settings.load_format,
+        dtype=settings.dtype,
+        device=limits.device,
+        page_size=settings.page_size,
+        num_pages=settings.num_pages,
+        kv_memory_bytes=limits.kv_memory_bytes,
+        max_model_len=settings.max_model_len,
+        model_impl=settings.model_impl,
+        seed=settings.seed,
+    )
+
+
+async def serve(context: Context, settings: Settings, load: Load = load) -> None:
+    """Loads the model, says hello, and follows the scheduler's plans until cancelled."""
+    limits = resolve(settings)
+    runner: Runner | None = None
+
+    def make_engine() -> Engine:
+        nonlocal runner
+        started = time.monotonic()
+        runner = load(settings, limits)
+        _warm_up(runner)
+        log.info("loaded %s in %.1f s: %d pages", settings.model_path, time.monotonic() - started, runner.num_pages)
+        return Engine(runner, Sampler(runner.vocab_size, limits.device), limits.prefill_budget, time.time)
+
+    def hello(epoch: int) -> Hello:
+        assert runner is not None
+        return Hello(
+            worker=context.instance,
+            epoch=epoch,
+            model=settings.model_name,
+            num_pages=runner.num_pages,
+            page_size=runner.page_size,
+            max_model_len=runner.max_model_len,
+            max_running=limits.max_running,
+            prefill_budget=limits.prefill_budget,
+        )
+
+    reporter = Reporter(context.bus, context.instance, settings.model_name, hello)
+    engine = EngineThread(make_engine, reporter.take)
+    context.bus.outbox.delete(plan_stream(context.instance))
+    await context.bus.outbox.flush()
+    tasks = [asyncio.create_task(context.registry.run(), name="registry")]
+    engine.start()
+    try:
+        await _until_first([engine.ready, *tasks])
+        assert runner is not None
+        metrics.PAGES.set(runner.num_pages)
+        context.registry.update(is_ready=True, model=settings.model_name, max_model_len=runner.max_model_len)
+        tasks += [
+            asyncio.create_task(_follow(context.bus, context.instance, engine, reporter), name="plans"),
+            asyncio.create_task(_keep(engine, reporter, settings.step_timeout_s), name="heartbeat"),
+        ]
+        await _until_first([engine.over, *tasks])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        if not await engine.stop(STOP_PATIENCE_S):
+            log.warning("stopping in the middle of a step")
+        reporter.farewell()
+
+
+def _warm_up(runner: Runner) -> None:
+    """One token through the model: what is built at the first step is built now, and what is broken shows."""
+    runner.forward([SequenceStep(array("i", [0]), 0, array("i", [0]), wants_logits=True)])
+
+
+async def _until_first(futures: "list[asyncio.Future[None] | asyncio.Task[None]]") -> None:
+    """Returns when the first is done; raises what it raised."""
+    done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    for future in done:
+        future.result()
+
+
+async def _follow(bus: Bus, worker: str, engine: EngineThread, reporter: Reporter) -> None:
+    """Hands plans to the engine as they come."""
+    stream = plan_stream(worker)
+    cursors = {stream: "0"}
+    async for deliveries in bus.follow(lambda: cursors):
+        for delivery in deliveries:
+            engine.put(delivery.message)
+            reporter.note_read(delivery)
+            cursors[stream] = delivery.entry_id
+
+
+async def _keep(engine: EngineThread, reporter: Reporter, step_timeout_s: float) -> None:
+    """Signs of life, as long as the engine itself gives them. Raises EngineHung."""
+    while True:
+        for _ in range(2):
+            await asyncio.sleep(HEARTBEAT_S / 2)
+            if engine.silent_s > step_timeout_s:
+                raise EngineHung(f"the engine has been in one step for {engine.silent_s:.0f} s")
+            reporter.beat()
+        reporter.trim()
+
+
+def main() -> None:
+    code: int | str | None = 0
+    try:
+        run_service("gpu_worker", Settings, serve)
+    except SystemExit as stop:
+        code = stop.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if any(thread.name == engine_thread.NAME for thread in threading.enumerate()):
+        # A model that is in the middle of something can neither be interrupted nor be there while the interpreter
+        # is taken apart.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)

@@ -1,0 +1,113 @@
+"""What steps brought, gathered until it is told: to the scheduler in one message, to each token shard in one."""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shared.messages import Ended, Output, Progress
+from shared.packing import pack_i32, pack_i64
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Output tokens as parallel arrays, in the order in which they were sampled."""
+
+    sequence_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    indices: "array[int]" = field(default_factory=lambda: array("i"))
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+
+    def add(self, sequence_id: int, index: int, token_id: int) -> None:
+        self.sequence_ids.append(sequence_id)
+        self.indices.append(index)
+        self.token_ids.append(token_id)
+
+    def extend(self, later: "Tokens") -> None:
+        self.sequence_ids.extend(later.sequence_ids)
+        self.indices.extend(later.indices)
+        self.token_ids.extend(later.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """When a traced sequence's stages were, for its spans. decode is there if a token came out or it ended by
+    itself; ended: None if it was taken away."""
+
+    sequence_id: int
+    traceparent: str
+    attempt: int
+    num_prompt: int
+    num_outputs: int
+    cached: int
+    admitted_at: float
+    first_token_at: float | None
+    over_at: float
+    ended: Ended | None
+
+
+@dataclass(slots=True)
+class Report:
+    """News of one epoch. tokens, ended: by shard; computed: by sequence id; stalled: as of now, not news."""
+
+    epoch: int
+    applied: int
+    tokens: dict[int, Tokens] = field(default_factory=dict)
+    ended: dict[int, list[Ended]] = field(default_factory=dict)
+    computed: dict[int, int] = field(default_factory=dict)
+    retracted: list[int] = field(default_factory=list)
+    stalled: list[int] = field(default_factory=list)
+    stages: list[Stages] = field(default_factory=list)
+
+    def add_token(self, shard: int, sequence_id: int, index: int, token_id: int) -> None:
+        tokens = self.tokens.get(shard)
+        if tokens is None:
+            tokens = self.tokens[shard] = Tokens()
+        tokens.add(sequence_id, index, token_id)
+
+    def add_end(self, shard: int, ended: Ended) -> None:
+        self.ended.setdefault(shard, []).append(ended)
+
+    def extend(self, later: "Report") -> None:
+        """Takes in what came after, of the same epoch."""
+        assert later.epoch == self.epoch
+        for shard, tokens in later.tokens.items():
+            if shard in self.tokens:
+                self.tokens[shard].extend(tokens)
+            else:
+                self.tokens[shard] = tokens
+        for shard, ended in later.ended.items():
+            self.ended.setdefault(shard, []).extend(ended)
+        self.computed.update(later.computed)
+        self.retracted += later.retracted
+        self.stages += later.stages
+        self.applied, self.stalled = later.applied, later.stalled
+
+    def progress(self, worker: str, at: float) -> Progress:
+        return Progress(
+            worker=worker,
+            epoch=self.epoch,
+            applied=self.applied,
+            at=at,
+            computed_ids=pack_i64(self.computed),
+            computed=pack_i32(self.computed.values()),
+            sequence_ids=b"".join(pack_i64(tokens.sequence_ids) for tokens in self.tokens.values()),
+            indices=b"".join(pack_i32(tokens.indices) for tokens in self.tokens.values()),
+            token_ids=b"".join(pack_i32(tokens.token_ids) for tokens in self.tokens.values()),
+            ended=[one for ended in self.ended.values() for one in ended],
+            retracted=pack_i64(self.retracted),
+            stalled=pack_i64(self.stalled),
+        )
+
+    def outputs(self) -> Iterator[tuple[int, Output]]:
+        """(shard, its tokens and ends) for every shard that has any."""
+        nothing = Tokens()
+        for shard in self.tokens.keys() | self.ended.keys():
+            tokens = self.tokens.get(shard, nothing)
+            yield (
+                shard,
+                Output(
+                    sequence_ids=pack_i64(tokens.sequence_ids),
+                    indices=pack_i32(tokens.indices),
+                    token_ids=pack_i32(tokens.token_ids),
+                    ended=self.ended.get(shard, []),
+                ),
+            )

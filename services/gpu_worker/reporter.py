@@ -1,0 +1,99 @@
+"""Tells scheduler and tokenizers what the engine did: at most every 2 ms, at least every heartbeat."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from services.gpu_worker import metrics, spans
+from services.gpu_worker.report import Report
+from shared.messages import HEARTBEAT_S, Goodbye, Hello, Plan
+from shared.streams import EVENTS, Bus, Delivery, plan_stream, shard_stream
+
+REPORT_EVERY_S = 0.002
+HEARTBEAT_BACKLOG = 64
+"""With so many commands unwritten the broker is away, and signs of life would only pile up."""
+
+
+class Reporter:
+    """Gathers reports and posts them. Runs in the event loop's thread; nothing here waits for the broker.
+
+    hello: this worker's introduction in an epoch."""
+
+    def __init__(self, bus: Bus, worker: str, model: str, hello: Callable[[int], Hello]) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._model = model
+        self._hello = hello
+        self._loop = asyncio.get_running_loop()
+        self._pending: Report | None = None
+        self._flushing: asyncio.TimerHandle | None = None
+        self._posted_at = float("-inf")
+        self._epoch: int | None = None
+        self._applied = 0
+        self._stalled: list[int] = []
+        self._plans: deque[tuple[int, int, str]] = deque()
+
+    def take(self, report: Report) -> None:
+        """News from the engine."""
+        if self._pending is not None and self._pending.epoch != report.epoch:
+            self.flush()
+        if self._pending is None:
+            self._pending = report
+        else:
+            self._pending.extend(report)
+        wait = self._posted_at + REPORT_EVERY_S - self._loop.time()
+        if wait <= 0:
+            self.flush()
+        elif self._flushing is None:
+            self._flushing = self._loop.call_later(wait, self.flush)
+
+    def flush(self) -> None:
+        """Posts what has gathered. The shards come first: what the scheduler knows to be out must be out."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        report, self._pending = self._pending, None
+        if report is None:
+            return
+        if report.epoch != self._epoch:
+            if self._epoch is not None:
+                metrics.RESETS.inc()
+            self._epoch = report.epoch
+            self._bus.outbox.post(EVENTS, self._hello(report.epoch))
+        for shard, output in report.outputs():
+            self._bus.outbox.post(shard_stream(shard), output)
+        self._post_progress(report)
+        for stages in report.stages:
+            spans.record(stages, self._model, self._worker)
+
+    def _post_progress(self, report: Report) -> None:
+        self._bus.outbox.post(EVENTS, report.progress(self._worker, time.time()))
+        self._posted_at = self._loop.time()
+        self._applied, self._stalled = report.applied, report.stalled
+
+    def beat(self) -> None:
+        """A sign of life, if nothing was said lately. To be called twice a heartbeat while the engine lives."""
+        is_due = self._loop.time() - self._posted_at > HEARTBEAT_S / 2
+        if is_due and self._epoch is not None and self._bus.outbox.backlog < HEARTBEAT_BACKLOG:
+            self._post_progress(Report(self._epoch, self._applied, stalled=self._stalled))
+
+    def note_read(self, delivery: Delivery[Plan]) -> None:
+        """A plan was read from the stream and goes to the engine."""
+        self._plans.append((delivery.message.epoch, delivery.message.number, delivery.entry_id))
+
+    def trim(self) -> None:
+        """Removes from the plan stream what the engine has applied."""
+        last: str | None = None
+        now = (self._epoch or 0, self._applied)
+        while self._plans and self._plans[0][:2] <= now:
+            last = self._plans.popleft()[2]
+        if last is not None:
+            self._bus.outbox.trim(plan_stream(self._worker), last)
+
+    def farewell(self) -> None:
+        """The last words."""
+        self.flush()
+        if self._epoch is not None:
+            self._bus.outbox.post(EVENTS, Goodbye(worker=self._worker, epoch=self._epoch))
+        self._bus.outbox.delete(plan_stream(self._worker))

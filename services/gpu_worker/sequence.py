@@ -1,0 +1,149 @@
+"""A sequence under lease: its pages, how far it is computed, how it is sampled and when it ends."""
+
+from array import array
+from dataclasses import dataclass
+
+from services.gpu_worker.sampling_state import SamplingState
+from services.gpu_worker.step import Runner, SequenceStep
+from shared.errors import InternalError, InvalidRequest
+from shared.messages import Admit, Ended, FinishReason, Grant
+from shared.packing import unpack_i32
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """token_ids: what it was admitted with. computed: tokens whose keys and values are in its pages.
+    decode: the step that computes its newest output token, used again for every token."""
+
+    id: int
+    shard: int
+    attempt: int
+    num_prompt: int
+    cached: int
+    token_ids: "array[int]"
+    page_table: "array[int]"
+    page_size: int
+    copy_from: int | None
+    sampling: SamplingState
+    stop_token_ids: frozenset[int]
+    max_tokens: int
+    traceparent: str | None
+    admitted_at: float
+    computed: int
+    decode: SequenceStep
+    first_token_at: float | None = None
+
+    @classmethod
+    def admit(cls, admit: Admit, runner: Runner, now: float) -> "Sequence":
+        """Raises InvalidRequest when the model cannot run it, InternalError when the message makes no sense."""
+        token_ids, page_table = _unpack(admit.token_ids), _unpack(admit.page_table)
+        _check(admit, token_ids, runner)
+        _check_pages(page_table, runner.num_pages)
+        return cls(
+            id=admit.sequence_id,
+            shard=admit.shard,
+            attempt=admit.attempt,
+            num_prompt=admit.num_prompt,
+            cached=admit.cached,
+            token_ids=token_ids,
+            page_table=page_table,
+            page_size=runner.page_size,
+            copy_from=admit.copy_from,
+            sampling=SamplingState(
+                admit.sampling,
+                admit.stop_token_ids,
+                token_ids[: admit.num_prompt],
+                token_ids[admit.num_prompt :],
+                runner.vocab_size,
+            ),
+            stop_token_ids=frozenset(admit.stop_token_ids),
+            max_tokens=min(admit.max_tokens, runner.max_model_len - admit.num_prompt),
+            traceparent=admit.traceparent,
+            admitted_at=now,
+            computed=admit.cached,
+            decode=SequenceStep(array("i", [0]), 0, page_table, wants_logits=True),
+        )
+
+    @property
+    def num_outputs(self) -> int:
+        return self.sampling.num_outputs
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens of the prefill that are still to be computed."""
+        return len(self.token_ids) - self.computed
+
+    @property
+    def room(self) -> int:
+        """Tokens that the pages take beyond those computed."""
+        return len(self.page_table) * self.page_size - self.computed
+
+    def grant(self, grant: Grant, num_pages: int) -> None:
+        """Raises InternalError when the message makes no sense."""
+        pages = _unpack(grant.pages)
+        _check_pages(pages, num_pages)
+        self.page_table.extend(pages)
+
+    def prefill(self, num_tokens: int) -> SequenceStep:
+        """The step that computes the next `num_tokens` of what it was admitted with."""
+        end = self.computed + num_tokens
+        return SequenceStep(
+            self.token_ids[self.computed : end], self.computed, self.page_table, end == len(self.token_ids)
+        )
+
+    def accept(self, token_id: int) -> Ended | None:
+        """Takes the sampled token; returns the end if that was the last one."""
+        self.sampling.accept(token_id)
+        self.decode.token_ids[0] = token_id
+        self.decode.start = self.computed
+        if token_id in self.stop_token_ids:
+            return self.ended(FinishReason.STOP, stop_token_id=token_id)
+        return self.ended(FinishReason.LENGTH) if self.num_outputs >= self.max_tokens else None
+
+    def ended(
+        self, reason: FinishReason, *, stop_token_id: int | None = None, error: InternalError | None = None
+    ) -> Ended:
+        return Ended(
+            sequence_id=self.id,
+            reason=reason,
+            num_tokens=self.num_outputs,
+            cached_tokens=min(self.cached, self.num_prompt),
+            stop_token_id=stop_token_id,
+            error=error.body() if error is not None else None,
+            attempt=self.attempt,
+        )
+
+
+def _unpack(data: bytes) -> "array[int]":
+    try:
+        return unpack_i32(data)
+    except ValueError as error:
+        raise InternalError(f"the scheduler sent a broken array: {error}") from None
+
+
+def _check(admit: Admit, token_ids: "array[int]", runner: Runner) -> None:
+    if not 0 <= admit.cached < len(token_ids) or not 0 < admit.num_prompt <= len(token_ids):
+        raise InternalError(
+            f"the scheduler admitted {len(token_ids)} tokens, {admit.num_prompt} of them prompt, {admit.cached} cached"
+        )
+    if min(token_ids) < 0 or max(token_ids) >= runner.vocab_size:
+        raise InvalidRequest(
+            f"the prompt has token {next(t for t in token_ids if not 0 <= t < runner.vocab_size)}; "
+            f"the model has tokens 0 to {runner.vocab_size - 1}",
+            param="prompt",
+        )
+    if len(token_ids) >= runner.max_model_len:
+        raise InvalidRequest(
+            f"{len(token_ids)} tokens leave no room for an answer in a context of {runner.max_model_len}",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if admit.copy_from is not None:
+        _check_pages([admit.copy_from], runner.num_pages)
+        if admit.cached // runner.page_size >= len(admit.page_table) // 4:
+            raise InternalError("the scheduler asked for a copy into a page outside the page table")
+
+
+def _check_pages(pages: "array[int] | list[int]", num_pages: int) -> None:
+    if pages and not (min(pages) >= 0 and max(pages) < num_pages):
+        raise InternalError(f"the scheduler named a page outside the pool of {num_pages}")
