@@ -1,0 +1,254 @@
+"""Attention of a flattened batch over pages, with PyTorch's own kernels; what the worker runs on a CPU.
+
+out[n, h] = softmax over the tokens t that n sees of (query[n, h] . keys[t, h // G] * scale), times values[t, h // G]
+
+Query n of a sequence at position p sees positions max(0, p - window + 1) .. p. G = H / Hkv query heads share one head
+of keys and values; the kernel takes them as G queries (one token) or as G heads over keys of stride 0 (more tokens),
+so that keys are never repeated in memory.
+
+A slot that was not written may hold anything, NaN included, and 0 * NaN is NaN: masking scores is not enough. Sequences
+of one token are computed together over copies of their pages in which what they do not see is zeroed; a longer run
+is computed alone over exactly the tokens that it sees.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.gpu_worker.kv_cache import LayerPages
+from services.gpu_worker.step import SequenceStep
+
+# One-token sequences share a kernel call while the shortest fills this part of the longest (or the padding is small):
+# a call more costs about as much as 64 tokens of padding.
+_LEAST_FILL = 0.75
+_FREE_PADDING = 64
+# Copies of pages that a call makes at most, in tokens, so that they stay in the processor's cache.
+_MOST_TOKENS = 8192
+
+
+@dataclass(slots=True)
+class Group:
+    """B one-token sequences over P pages each: rows first .. first + B - 1 of the batch.
+
+    pages: [B * P]. hidden: which of the B * P * page_size copied tokens their sequence does not see, None if it
+    sees all; mask: the same as an addend to scores, [B, 1, 1, P * page_size]."""
+
+    first: int
+    count: int
+    pages: Tensor
+    hidden: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One sequence with N tokens: rows first .. first + N - 1 of the batch.
+
+    It sees `length` tokens, from token `offset` of its `pages` [P] on; or from slot `offset` on when its pages
+    follow each other in memory and pages is None. mask: addend [N, length]; None with N == 1, where all is seen, and
+    with N == length, where it is plainly causal."""
+
+    first: int
+    count: int
+    pages: Tensor | None
+    offset: int
+    length: int
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """How a batch attends in every layer that has the same window."""
+
+    groups: list[Group]
+    chunks: list[Chunk]
+
+
+def batch_order(steps: Sequence[SequenceStep]) -> list[int]:
+    """The order in which the steps' tokens are laid out: one-token steps first, by length; a group is then a slice."""
+    return sorted(range(len(steps)), key=lambda i: (len(steps[i].token_ids) > 1, steps[i].end))
+
+
+def plan_attention(
+    steps: Sequence[SequenceStep], page_size: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> AttentionPlan:
+    """steps: in `batch_order`, their tokens following each other as the batch's rows."""
+    num_single = sum(len(step.token_ids) == 1 for step in steps)
+    spans = [_Span(step, page_size, window) for step in steps[:num_single]]
+    plan = AttentionPlan([], [])
+    first = 0
+    for members in _grouped(spans):
+        if len(members) == 1:
+            plan.chunks.append(_plan_chunk(members[0], first, page_size, window, dtype, device))
+        else:
+            plan.groups.append(_plan_group(members, first, page_size, dtype, device))
+        first += len(members)
+    for step in steps[num_single:]:
+        plan.chunks.append(_plan_chunk(_Span(step, page_size, window), first, page_size, window, dtype, device))
+        first += len(step.token_ids)
+    return plan
+
+
+class _Span:
+    """The pages that hold what a step sees, and the part of them that it sees: tokens skip .. stop - 1."""
+
+    __slots__ = ("pages", "skip", "step", "stop")
+
+    def __init__(self, step: SequenceStep, page_size: int, window: int | None) -> None:
+        first_seen = 0 if window is None else max(0, step.start - window + 1)
+        first_page = first_seen // page_size
+        table = np.frombuffer(step.page_table, dtype=np.int32)
+        self.step = step
+        self.pages = table[first_page : (step.end - 1) // page_size + 1]
+        self.skip = first_seen - first_page * page_size
+        self.stop = step.end - first_page * page_size
+
+
+def _grouped(spans: Sequence[_Span]) -> Iterable[list[_Span]]:
+    """Runs of spans, ordered by length, that are worth computing together."""
+    members: list[_Span] = []
+    for span in spans:
+        if members:
+            shortest = members[0].stop
+            is_full = span.stop * (len(members) + 1) > _MOST_TOKENS
+            if is_full or (shortest < span.stop * _LEAST_FILL and span.stop - shortest > _FREE_PADDING):
+                yield members
+                members = []
+        members.append(span)
+    if members:
+        yield members
+
+
+def _plan_group(
+    members: Sequence[_Span], first: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> Group:
+    num_pages = max(len(span.pages) for span in members)
+    pages = np.empty((len(members), num_pages), dtype=np.int64)
+    for row, span in zip(pages, members, strict=True):
+        row[: len(span.pages)] = span.pages
+        row[len(span.pages) :] = span.pages[0]
+    tokens = np.arange(num_pages * page_size)
+    skips = np.array([span.skip for span in members])[:, None]
+    stops = np.array([span.stop for span in members])[:, None]
+    is_hidden = (tokens < skips) | (tokens >= stops)
+    hidden = mask = None
+    if is_hidden.any():
+        hidden = torch.from_numpy(np.flatnonzero(is_hidden)).to(device)
+        mask = torch.from_numpy(np.where(is_hidden, -np.inf, 0.0)).to(device, dtype)[:, None, None, :]
+    return Group(first, len(members), torch.from_numpy(pages.reshape(-1)).to(device), hidden, mask)
+
+
+def _plan_chunk(
+    span: _Span, first: int, page_size: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Chunk:
+    count, length = len(span.step.token_ids), span.stop - span.skip
+    mask = None
+    is_windowed = window is not None and count > 1 and length > window
+    if count > 1 and (count < length or is_windowed):
+        rows = np.arange(length - count, length)[:, None]
+        columns = np.arange(length)
+        is_hidden = columns > rows
+        if is_windowed:
+            is_hidden |= columns <= rows - window  # type: ignore[operator]
+        mask = torch.from_numpy(is_hidden).to(device)
+        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, -torch.inf)
+    if (np.diff(span.pages) == 1).all():
+        return Chunk(first, count, None, int(span.pages[0]) * page_size + span.skip, length, mask)
+    return Chunk(first, count, torch.from_numpy(span.pages.astype(np.int64)).to(device), span.skip, length, mask)
+
+
+def attend(query: Tensor, layer: LayerPages, plan: AttentionPlan, scale: float, softcap: float | None = None) -> Tensor:
+    """query [N, H, D] -> [N, H, D], over a layer whose new keys and values are written.
+
+    softcap c replaces scores s by c * tanh(s / c)."""
+    num_parts = len(plan.groups) + len(plan.chunks)
+    if num_parts == 1 and plan.chunks:
+        return _attend_chunk(query, layer, plan.chunks[0], scale, softcap)
+    if num_parts == 1:
+        return _attend_group(query, layer, plan.groups[0], scale, softcap)
+    out = torch.empty_like(query)
+    for group in plan.groups:
+        rows = slice(group.first, group.first + group.count)
+        out[rows] = _attend_group(query[rows], layer, group, scale, softcap)
+    for chunk in plan.chunks:
+        rows = slice(chunk.first, chunk.first + chunk.count)
+        out[rows] = _attend_chunk(query[rows], layer, chunk, scale, softcap)
+    return out
+
+
+def _attend_group(query: Tensor, layer: LayerPages, group: Group, scale: float, softcap: float | None) -> Tensor:
+    copies = layer.pages.index_select(1, group.pages).flatten(1, 2)  # [2, B * P * page_size, Hkv, D]
+    if group.hidden is not None:
+        copies.index_fill_(1, group.hidden, 0)
+    num_kv_heads, head_dim = copies.shape[2:]
+    keys, values = copies.view(2, group.count, -1, num_kv_heads, head_dim).transpose(2, 3).unbind(0)
+    queries = query.reshape(group.count, num_kv_heads, -1, head_dim)
+    mask = None if group.mask is None else group.mask.expand(-1, 1, queries.shape[2], -1)
+    return _sdpa(queries, keys, values, mask, False, scale, softcap).reshape(query.shape)
+
+
+def _attend_chunk(query: Tensor, layer: LayerPages, chunk: Chunk, scale: float, softcap: float | None) -> Tensor:
+    seen = slice(chunk.offset, chunk.offset + chunk.length)
+    if chunk.pages is None:
+        context = layer.by_slot[:, seen]
+    else:
+        context = layer.pages.index_select(1, chunk.pages).flatten(1, 2)[:, seen]
+    keys, values = context.transpose(1, 2).unbind(0)  # [Hkv, length, D]
+    num_kv_heads, _, head_dim = keys.shape
+    if chunk.count == 1:
+        queries = query.reshape(1, num_kv_heads, -1, head_dim)
+        return _sdpa(queries, keys[None], values[None], None, False, scale, softcap).reshape(query.shape)
+    queries = query.reshape(chunk.count, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    keys, values = (part[:, None].expand(-1, queries.shape[1], -1, -1) for part in (keys, values))
+    out = _sdpa(queries, keys, values, chunk.mask, chunk.mask is None, scale, softcap)
+    return out.permute(2, 0, 1, 3).reshape(query.shape)
+
+
+def _sdpa(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """[B, H, N, D] x [B, H, T, D] -> [B, H, N, D]."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal, scale=scale)
+    scores = (query.float() @ keys.float().transpose(-1, -2)) * scale
+    scores = torch.tanh(scores / softcap) * softcap
+    if is_causal:
+        scores += torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu_(1)
+    elif mask is not None:
+        scores += mask
+    return (scores.softmax(-1) @ values.float()).to(query.dtype)
+
+
+def attend_reference(
+    query: Tensor,
+    layer: LayerPages,
+    steps: Sequence[SequenceStep],
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The definition, in float32, a token at a time. query [N, H, D], rows in the order of `steps`."""
+    rows: list[Tensor] = []
+    num_groups = query.shape[1] // layer.keys.shape[1]
+    for step in steps:
+        for position in range(step.start, step.end):
+            seen = range(0 if window is None else max(0, position - window + 1), position + 1)
+            slots = [step.page_table[t // page_size] * page_size + t % page_size for t in seen]
+            keys = layer.keys[slots].float().repeat_interleave(num_groups, 1)  # [T, H, D]
+            values = layer.values[slots].float().repeat_interleave(num_groups, 1)
+            scores = torch.einsum("hd,thd->ht", query[len(rows)].float(), keys) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            rows.append(torch.einsum("ht,thd->hd", scores.softmax(-1), values))
+    return torch.stack(rows).to(query.dtype)

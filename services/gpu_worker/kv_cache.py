@@ -1,0 +1,59 @@
+"""The paged pool of keys and values: one tensor for all layers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class PagePool:
+    """Keys and values of `num_pages` pages in every layer.
+
+    storage: [num_layers, 2, num_pages, page_size, num_kv_heads, head_dim]; keys are [:, 0], values [:, 1]. A token's
+    slot is its page times page_size plus its offset. Pages start as whatever memory held, so readers must never
+    let a slot that was not written reach a sum, not even with weight zero."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_layers, 2, num_pages, page_size, num_kv_heads, head_dim)
+        self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.layers = tuple(LayerPages(layer) for layer in self.storage)
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole pages (source, target) of all layers, as if all at once: no target may be a source."""
+        if not pairs:
+            return
+        sources, targets = torch.tensor(pairs, device=self.storage.device).unbind(1)
+        self.storage.index_copy_(2, targets, self.storage.index_select(2, sources))
+
+    @staticmethod
+    def bytes_per_page(num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        return num_layers * 2 * page_size * num_kv_heads * head_dim * dtype.itemsize
+
+
+class LayerPages:
+    """One layer's part of the pool.
+
+    pages: [2, num_pages, page_size, H, D]; by_slot: [2, num_pages * page_size, H, D], made of keys and values."""
+
+    __slots__ = ("by_slot", "keys", "pages", "values")
+
+    def __init__(self, pages: Tensor) -> None:
+        self.pages = pages
+        self.by_slot = pages.flatten(1, 2)
+        self.keys, self.values = self.by_slot.unbind(0)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """slots [N]; keys, values [N, H, D]."""
+        self.keys.index_copy_(0, slots, keys)
+        self.values.index_copy_(0, slots, values)

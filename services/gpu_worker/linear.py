@@ -1,0 +1,44 @@
+"""Matrix products with weights kept in the layout that the device multiplies fastest.
+
+On a CPU that is oneDNN's blocked layout: measured with SmolLM2-135M in bfloat16 on two Zen 4 cores, all products of a
+one-token step take 14 ms instead of 19, and with eight tokens 12 instead of 20. The dense copy is dropped.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# oneDNN picks the layout for a number of rows; timings at 1 to 2,048 rows are the same for every hint above 1.
+_PACK_FOR_ROWS = 32
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this torch and CPU multiply by a packed weight of this dtype."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (weight.dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+class Linear:
+    """x [N, in] -> x W^T + b [N, out]."""
+
+    __slots__ = ("_bias", "_is_packed", "_weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """weight [out, in], bias [out]."""
+        self._is_packed = can_pack(weight)
+        self._bias = bias
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_FOR_ROWS) if self._is_packed else weight
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._is_packed and x.shape[0]:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return out
+        return F.linear(x, self._weight, self._bias)
