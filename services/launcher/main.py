@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from services.launcher import chat, default_model, serve
 from services.launcher.flags import ServeSettings, add_serve_flags
+from services.launcher.preflight import check_model_folder
 from services.launcher.screen import Screen
 from shared.errors import BusError, ConfigError
 from shared.settings import from_values
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             case "chat":
                 chat.run(arguments)
             case "model":
-                print(asyncio.run(default_model.prepare()))
+                print(check_model_folder(arguments.path) if arguments.path else asyncio.run(default_model.prepare()))
     except (ConfigError, BusError) as error:
         screen.error(str(error))
         sys.exit(EXIT_FAILURE)
@@ -43,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help="serve a model on this machine", allow_abbrev=False)
     add_serve_flags(serving)
     chat.add_flags(commands.add_parser("chat", help="a conversation in the terminal", allow_abbrev=False))
-    commands.add_parser("model", help="make the default model if it is not there, and print its folder")
+    model = commands.add_parser("model", help="make the default model if it is not there, and print its folder")
+    model.add_argument("path", nargs="?", default="", help="a model's folder: only check that it is one")
     return parser
 
 

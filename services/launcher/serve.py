@@ -24,8 +24,8 @@ from services.launcher.screen import Screen
 from services.launcher.supervisor import Supervisor
 from shared.streams import Bus, connect, wait_for_broker
 
-STOP_GRACE_S = 3.0
-"""From SIGTERM to SIGKILL, for each group: gateways (which first let requests end), other services, broker."""
+STOP_GRACE_S = 5.0
+"""From SIGTERM to SIGKILL, where a worker may have to end a step. Gateways first let requests end."""
 
 
 async def serve(settings: ServeSettings, flags: Mapping[str, object], screen: Screen) -> None:
