@@ -1,0 +1,157 @@
+"""Reads the token shards that this process owns and tells the gateways what came of it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import Counter, Gauge
+
+from services.tokenizer.decode import Detokenizer
+from services.tokenizer.sequence import SequenceOutput
+from services.tokenizer.shard_output import GATEWAY_GONE_S, Replies, ShardOutput
+from shared import telemetry
+from shared.messages import Abort, Open, Output, sequence_id
+from shared.service import Context
+from shared.streams import SCHEDULE, Delivery, Stream, ToShard, reply_stream, shard_stream
+from shared.telemetry import DECODE, DETOKENIZE, stage_span_id
+
+log = logging.getLogger(__name__)
+
+BLOCK_S = 0.25
+"""A shard that was just taken is first read after at most so long."""
+
+SWEEP_S = 1.0
+
+TOKENS_BETWEEN_PAUSES = 8192
+"""Tokens taken before other tasks get a turn."""
+
+OUTPUT_TOKENS = Counter("sapwood_tokenizer_output_tokens", "Output tokens read from the shards")
+IN_FLIGHT = Gauge("sapwood_tokenizer_sequences", "Sequences in flight in the shards that this process reads")
+
+
+class Outflow:
+    """The detokenising half of a tokenizer process."""
+
+    def __init__(self, context: Context, detokenizer: Detokenizer, token_shards: int) -> None:
+        self._context = context
+        self._bus = context.bus
+        self._detokenizer = detokenizer
+        self._streams = [shard_stream(shard) for shard in range(token_shards)]
+        self._owned: dict[Stream[ToShard], ShardOutput] = {}
+        self._asked: dict[Stream[ToShard], ShardOutput] = {}  # what the read under way is for
+        self._trimmed: dict[Stream[ToShard], str] = {}
+        self._gateways: dict[str, float] = {}  # instance -> when last heard of
+
+    def gain(self, shard: int) -> None:
+        """Starts to read a shard, from its beginning: what another owner knew is in the log."""
+        self._owned[self._streams[shard]] = ShardOutput(self._detokenizer)
+
+    def lose(self, shard: int) -> None:
+        """Forgets a shard that another process reads from now on."""
+        self._owned.pop(self._streams[shard], None)
+        self._trimmed.pop(self._streams[shard], None)
+
+    def see_gateways(self, instances: Iterable[str], now: float) -> None:
+        """Which gateways live."""
+        self._gateways.update(dict.fromkeys(instances, now))
+        for gateway, seen in list(self._gateways.items()):
+            if now - seen > 2 * GATEWAY_GONE_S:
+                del self._gateways[gateway]
+
+    async def run(self) -> None:
+        """Reads and replies until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sweep())
+            async for batch in self._bus.follow(self._cursors, block_s=BLOCK_S):
+                if batch:
+                    await self._take(batch)
+
+    def _cursors(self) -> Mapping[Stream[ToShard], str]:
+        self._asked = dict(self._owned)
+        return {stream: output.cursor for stream, output in self._asked.items()}
+
+    async def _take(self, batch: list[Delivery[ToShard]]) -> None:
+        tokens = 0
+        for delivery in batch:
+            output = self._owned.get(delivery.stream)
+            if output is None or output is not self._asked[delivery.stream]:
+                continue  # lost, or lost and taken again, since the read began
+            output.cursor = delivery.entry_id
+            tokens += self._apply(output, delivery)
+            if tokens >= TOKENS_BETWEEN_PAUSES:
+                OUTPUT_TOKENS.inc(tokens)
+                tokens = 0
+                self._reply()
+                await asyncio.sleep(0)
+        OUTPUT_TOKENS.inc(tokens)
+        self._reply()
+
+    def _apply(self, output: ShardOutput, delivery: Delivery[ToShard]) -> int:
+        """Returns the number of tokens."""
+        now = time.time()
+        match delivery.message:
+            case Open() as message:
+                output.open(message, delivery.entry_id, now, delivery.traceparent, delivery.deadline)
+                return 0
+            case Output() as message:
+                try:
+                    return output.output(message, now)
+                except ValueError as error:
+                    log.error("dead letter in %s, entry %s: %s", delivery.stream.name, delivery.entry_id, error)
+                    self._bus.outbox.bury(delivery.stream, delivery.entry_id, {}, str(error))
+                    return 0
+
+    def _reply(self) -> None:
+        replies = Replies()
+        for output in self._owned.values():
+            output.take(replies)
+        for gateway, deltas in replies.by_gateway().items():
+            self._bus.outbox.post(reply_stream(gateway), deltas)
+        if replies.aborts:
+            self._bus.outbox.post(SCHEDULE, Abort(sequence_ids=replies.aborts))
+        for sequence in replies.over:
+            self._record(sequence, time.time())
+
+    async def _sweep(self) -> None:
+        """Trims what nobody needs and gives up what nobody will end."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.time()
+            for stream, output in self._owned.items():
+                lost = output.give_up(now, self._gateways)
+                if lost:
+                    log.warning("%d sequences of %s given up", lost, stream.name)
+            self._reply()
+            for stream, output in self._owned.items():
+                needed = output.oldest_needed()
+                if needed != "0" and self._trimmed.get(stream) != needed:
+                    self._bus.outbox.trim(stream, needed)
+                    self._trimmed[stream] = needed
+            IN_FLIGHT.set(sum(map(len, self._owned.values())))
+
+    def _record(self, sequence: SequenceOutput, now: float) -> None:
+        trace, finished = telemetry.sampled(sequence.traceparent), sequence.finished
+        if trace is None or finished is None:
+            return
+        first_id = sequence_id(sequence.open.request_id, 0)
+        has_tokens = sequence.first_token_at is not None
+        telemetry.tracing().record(
+            DETOKENIZE,
+            trace,
+            stage_span_id(sequence.sequence_id, DETOKENIZE),
+            stage_span_id(sequence.sequence_id, DECODE, sequence.attempt)
+            if has_tokens
+            else stage_span_id(first_id, telemetry.TOKENIZE),
+            sequence.first_token_at or now,
+            now,
+            {
+                telemetry.REQUEST_ID: sequence.open.request_id,
+                telemetry.CHOICE: sequence.open.sequence_ids.index(sequence.sequence_id),
+                telemetry.INPUT_TOKENS: finished.num_prompt_tokens,
+                telemetry.OUTPUT_TOKENS: finished.num_tokens,
+                telemetry.CACHED_TOKENS: finished.cached_tokens,
+                telemetry.RESPONSE_FINISH_REASONS: [finished.reason.value],
+            },
+            error=finished.error.message if finished.error else None,
+        )

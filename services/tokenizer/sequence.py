@@ -1,0 +1,175 @@
+"""One sequence's output: tokens in, deltas and an end out. Pure."""
+
+from services.tokenizer.decode import Detokenizer
+from services.tokenizer.stop_strings import StopStrings
+from shared.errors import ErrorBody
+from shared.messages import Delta, Ended, Finished, FinishReason, Open
+from shared.packing import unpack_i32
+
+
+class SequenceOutput:
+    """Takes a sequence's tokens in any order and any number of times, and uses each once, in order.
+
+    The text depends on the tokens alone, not on how they came; so one that is rebuilt from the log sends again
+    the same characters at the same offsets."""
+
+    __slots__ = (
+        "_early",
+        "_ended",
+        "_ends",
+        "_min_tokens",
+        "_parts",
+        "_sent",
+        "_stops",
+        "_text",
+        "attempt",
+        "cached_tokens",
+        "deadline",
+        "entry_id",
+        "finished",
+        "first_token_at",
+        "last_heard_at",
+        "num_tokens",
+        "open",
+        "opened_at",
+        "sequence_id",
+        "traceparent",
+        "was_cut",
+    )
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        opened: Open,
+        sequence_id: int,
+        *,
+        entry_id: str,
+        now: float,
+        traceparent: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.open = opened
+        self.sequence_id = sequence_id
+        self.entry_id = entry_id
+        self.traceparent = traceparent
+        self.deadline = deadline
+        self.opened_at = now
+        self.last_heard_at = now
+        self.first_token_at: float | None = None
+        self.num_tokens = 0
+        self.cached_tokens: int | None = None  # as said with the first token
+        self.attempt = 0
+        self.finished: Finished | None = None
+        self.was_cut = False  # a stop string ended it while the worker goes on
+        self._text = detokenizer.stream(unpack_i32(opened.prompt_tail), opened.skip_special_tokens)
+        self._stops = StopStrings(opened.stop, opened.include_stop_str_in_output) if opened.stop else None
+        self._min_tokens = opened.min_tokens
+        shown = opened.include_stop_str_in_output
+        self._ends = frozenset[int]() if shown else frozenset([*opened.stop_token_ids, *opened.eos_token_ids])
+        self._early: dict[int, int] = {}  # index -> token that came before those ahead of it
+        self._ended: Ended | None = None  # came before the last tokens
+        self._parts: list[str] = []
+        self._sent = 0
+
+    def push(self, index: int, token_id: int) -> None:
+        """One output token; `index` counts from 0. What is known already or comes after the end is ignored."""
+        if self.finished is not None:
+            return
+        if index != self.num_tokens:
+            if index > self.num_tokens:
+                self._early.setdefault(index, token_id)
+            return
+        self._take(token_id)
+        while self._early and self.finished is None:
+            following = self._early.pop(self.num_tokens, None)
+            if following is None:
+                break
+            self._take(following)
+        if self._ended is not None:
+            self.end(self._ended)
+
+    def end(self, ended: Ended) -> None:
+        """The worker's or scheduler's word that the sequence is over. A regular end waits for its tokens."""
+        if self.finished is not None:
+            return
+        is_regular = ended.reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if is_regular and self.num_tokens < ended.num_tokens:
+            self._ended = ended
+            return
+        self.attempt = ended.attempt
+        if self.cached_tokens is None:
+            self.cached_tokens = ended.cached_tokens
+        self._take_text(self._text.flush())
+        if self.finished is not None:
+            return
+        if self._stops is not None:
+            self._parts.append(self._stops.flush())
+        asked = ended.stop_token_id in self.open.stop_token_ids
+        self._finish(
+            ended.reason,
+            num_tokens=max(self.num_tokens, ended.num_tokens),
+            stop_reason=ended.stop_token_id if asked else None,
+            error=ended.error,
+        )
+
+    def fail(self, error: ErrorBody) -> None:
+        """Gives the sequence up."""
+        self._finish(FinishReason.ERROR, num_tokens=self.num_tokens, error=error)
+
+    def take_delta(self) -> Delta | None:
+        """The text since the last call."""
+        if not self._parts:
+            return None
+        text = "".join(self._parts)
+        self._parts.clear()
+        if not text:
+            return None
+        delta = Delta(
+            sequence_id=self.sequence_id,
+            offset=self._sent,
+            text=text,
+            num_tokens=self.num_tokens,
+            num_prompt_tokens=self.open.num_prompt_tokens,
+        )
+        self._sent += len(text)
+        return delta
+
+    def _take(self, token_id: int) -> None:
+        self.num_tokens += 1
+        if token_id in self._ends:
+            return
+        text = self._text.push(token_id)
+        if text:
+            if self._stops is None:
+                self._parts.append(text)
+            else:
+                self._take_text(text)
+
+    def _take_text(self, text: str) -> None:
+        if self._stops is None:
+            self._parts.append(text)
+            return
+        shown, stop = self._stops.push(text, is_active=self.num_tokens > self._min_tokens)
+        self._parts.append(shown)
+        if stop is not None:
+            self.was_cut = True
+            self._finish(FinishReason.STOP, num_tokens=self.num_tokens, stop_reason=stop)
+
+    def _finish(
+        self,
+        reason: FinishReason,
+        *,
+        num_tokens: int,
+        stop_reason: str | int | None = None,
+        error: ErrorBody | None = None,
+    ) -> None:
+        self._early.clear()
+        self.finished = Finished(
+            sequence_id=self.sequence_id,
+            reason=reason,
+            num_prompt_tokens=self.open.num_prompt_tokens,
+            num_tokens=num_tokens,
+            cached_tokens=self.cached_tokens or 0,
+            stop_reason=stop_reason,
+            error=error,
+        )
