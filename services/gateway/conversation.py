@@ -35,7 +35,7 @@ def _message(message: Json, path: str) -> Json:
     role = message.get("role")
     if role is None:
         raise InvalidRequest(f"'{path}.role' is required.", param=f"{path}.role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InvalidRequest(
             f"'{path}.role' must be one of {', '.join(sorted(ROLES))}, got {_shown(role)}.", param=f"{path}.role"
         )

@@ -1,0 +1,79 @@
+"""Messages on their way to the template."""
+
+from typing import Any
+
+import pytest
+
+from services.gateway.conversation import normalise
+from shared.errors import InvalidRequest
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_contents_become_text() -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+        {"role": "assistant"},
+    ]
+    assert normalise(messages) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a\nb", "name": "Ann"},
+        {"role": "assistant", "content": "", "reasoning_content": "hm"},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+def test_tool_arguments_become_objects() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    bare = {"id": "2", "type": "function", "function": {"name": "g"}}
+    (message,) = normalise([{"role": "assistant", "content": None, "tool_calls": [call, bare]}])
+    assert [made["function"] for made in message["tool_calls"]] == [
+        {"name": "f", "arguments": {"x": 1}},
+        {"name": "g", "arguments": {}},
+    ]
+    assert call["function"]["arguments"] == '{"x": 1}', "the client's message is left as it was"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("message", "path"),
+    [
+        ({}, "role"),
+        ({"role": "robot", "content": "x"}, "role"),
+        ({"role": ["user"], "content": "x"}, "role"),
+        ({"role": "user"}, "content"),
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "user", "content": 5}, "content"),
+        ({"role": "user", "content": [5]}, "content[0]"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content[0].text"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content[0].type"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "content[0].type"),
+        ({"role": "assistant", "tool_calls": {}}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": [{}]}, "tool_calls[0]"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
+            "tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "tool_calls[0].function.arguments",
+        ),
+    ],
+)
+def test_refusal_names_the_place(message: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        normalise([{"role": "user", "content": "fine"}, message])
+    assert refused.value.param == f"messages[1].{path}"
+
+
+def test_depth_is_limited() -> None:
+    normalise([{"role": "user", "content": "x", "extra": nested(63)}])
+    with pytest.raises(InvalidRequest) as refused:
+        normalise([{"role": "user", "content": "x", "extra": nested(64)}])
+    assert refused.value.param == "messages[0]"

@@ -1,0 +1,126 @@
+"""Starting, stopping, and outliving the parts around."""
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from services.gateway.config import Settings
+from services.gateway.main import serve
+from shared.errors import ConfigError
+from shared.messages import sequence_id
+from shared.registry import Registry
+from shared.service import Context
+from shared.streams import Bus
+from tests.services.gateway.conftest import an_instance
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+URL = "/v1/chat/completions"
+
+
+async def start_on(bus: Bus, settings: Settings) -> None:
+    await serve(Context("gateway", "g", bus, Registry(bus, "gateway", "g")), settings)
+
+
+async def test_a_port_in_use_is_one_clear_line(bus: Bus) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen: .*in use") as error:
+            await start_on(bus, Settings(port=port))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "300.1.1.1", "203.0.113.1", "a" * 70])
+async def test_a_bad_host_is_one_clear_line(bus: Bus, host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--host .*: cannot listen"):
+        await start_on(bus, Settings(host=host, port=30999))
+
+
+async def test_two_gateways_share_a_port(start: Any, backend: Any) -> None:
+    backend.texts = ["x"]
+    first = await start(reuse_port=True)
+    await start(reuse_port=True, port=first.settings.port, instance="g2")
+    for _ in range(20):
+        status, _, _ = await first.post(URL, CHAT, headers={"Connection": "close"})
+        assert status == 200
+    assert {request.reply_to for request in backend.seen} == {"g1", "g2"}
+
+
+async def test_a_clean_stop_lets_requests_end_and_removes_the_stream(start: Any, backend: Any) -> None:
+    gateway = await start(drain_timeout_s=10)
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    request = await backend.next()
+    backend.delta(request, "some")
+    await backend.bus.outbox.flush()
+    assert await backend.bus.client.exists(backend.bus.key("reply:g1"))
+    stopping = asyncio.create_task(gateway.stop())
+    await asyncio.sleep(0.1)
+    with pytest.raises(OSError, match="Connect"):
+        await asyncio.open_connection("127.0.0.1", gateway.settings.port)
+    backend.delta(request, " more", offset=4, num_tokens=2)
+    backend.finish(request, num_tokens=2)
+    status, answer, _ = await call
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "some more")
+    await asyncio.wait_for(stopping, 5)
+    await backend.bus.outbox.flush()
+    assert await backend.bus.client.keys(backend.bus.key("reply:*")) == []
+
+
+async def test_a_stop_ends_what_takes_too_long_with_a_503(start: Any, backend: Any) -> None:
+    gateway = await start(drain_timeout_s=0.1)
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    request = await backend.next()
+    await asyncio.wait_for(gateway.stop(), 5)
+    status, _, response = await call
+    assert (status, response.headers["Retry-After"]) == (503, "1")
+    assert (await backend.next_abort()).sequence_ids == [sequence_id(request.request_id, 0)]
+
+
+async def test_requests_end_when_a_part_is_gone_for_good(start: Any, backend: Any, bus: Bus) -> None:
+    gateway = await start(outage_patience_s=0.5)
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    await backend.next()
+    await bus.client.hdel(bus.key("instances"), "gpu_worker/gpu_worker-1")  # type: ignore[misc]
+    status, answer, _ = await asyncio.wait_for(call, 10)
+    assert status == 503
+    assert "gpu_worker" in answer["error"]["message"]
+
+
+async def test_requests_end_when_the_broker_lost_its_data(start: Any, backend: Any, bus: Bus) -> None:
+    gateway = await start()
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    await backend.next()
+    for key in await bus.client.keys(bus.key("*")):
+        if not key.endswith(b":instances"):
+            await bus.client.delete(key)
+    status, answer, _ = await asyncio.wait_for(call, 10)
+    assert status == 503
+    assert "broker" in answer["error"]["message"]
+    backend.texts = ["x"]
+    assert (await gateway.post(URL, CHAT))[0] == 200
+
+
+async def test_a_cut_connection_to_the_broker_costs_nothing(gateway: Any, backend: Any, bus: Bus) -> None:
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    request = await backend.next()
+    backend.delta(request, "some")
+    await bus.outbox.flush()
+    await bus.client.client_kill_filter(_type="normal", skipme=True)
+    backend.delta(request, " more", offset=4, num_tokens=2)
+    backend.finish(request, num_tokens=2)
+    status, answer, _ = await asyncio.wait_for(call, 10)
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "some more")
+
+
+async def test_the_last_gateway_of_that_name_leaves_nothing_behind(bus: Bus, start: Any, backend: Any) -> None:
+    await bus.client.xadd(bus.key("reply:g1"), {"v": 1, "m": b"\xc1"})
+    backend.texts = ["x"]
+    gateway = await start([an_instance(one) for one in ("tokenizer", "scheduler", "gpu_worker")])
+    begun = time.monotonic()
+    assert (await gateway.post(URL, CHAT))[0] == 200
+    assert time.monotonic() - begun < 2
+    assert await bus.client.exists(bus.key("reply:g1.dead")) == 0
