@@ -25,7 +25,8 @@ class SeenTokens:
             self._slot(token)
 
     def add_output(self, token: int) -> None:
-        self.counts[self._slot(token)] += 1
+        slot = self._slot(token)  # may replace the arrays
+        self.counts[slot] += 1
 
     def _slot(self, token: int) -> int:
         slot = self._at.get(token)
