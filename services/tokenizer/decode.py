@@ -5,7 +5,6 @@ case; this file adds what it leaves open: a prompt that ends inside a character,
 what is left at the end. The pieces of a sequence joined are its tokens decoded as a whole.
 """
 
-import os
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -112,7 +111,8 @@ class TextStream:
         """Without what the prompt shows already: its characters before the half one, or all of it when that was no
         half character after all."""
         echo, self._echo = self._echo, ""
-        return text[len(os.path.commonprefix([echo, text])) :]
+        differ = (place for place, (one, other) in enumerate(zip(echo, text, strict=False)) if one != other)
+        return text[next(differ, min(len(echo), len(text))) :]
 
     def _text(self, ids: list[int]) -> str:
         """Text of ids in the middle of a text."""

@@ -262,7 +262,7 @@ def test_negative_and_unknown_token_ids_show_nothing(detokenizer: Detokenizer) -
     [Output(token_ids=pack_i32([1])), Output(sequence_ids=b"123"), Output(cached_ids=pack_i64([1]))],
 )
 def test_arrays_that_do_not_fit_are_refused_whole(detokenizer: Detokenizer, broken: Output) -> None:
-    with pytest.raises(ValueError, match="arrays|multiple"):
+    with pytest.raises(ValueError, match=r"arrays|multiple"):
         ShardOutput(detokenizer).output(broken, 0.0)
 
 
