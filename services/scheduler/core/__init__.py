@@ -1,0 +1,1 @@
+"""The scheduler's decisions: a deterministic state machine without I/O, clock or randomness."""
