@@ -15,7 +15,7 @@ from aiohttp import web
 
 from services.gateway import answers, metrics
 from services.gateway.answers import Events, Shape
-from services.gateway.body import read_body
+from services.gateway.body import json_body
 from services.gateway.call import Call
 from services.gateway.job import Job, parse_chat, parse_completion
 from services.gateway.middlewares import error_response
@@ -26,6 +26,9 @@ from shared.messages import Abort, Tokenize
 from shared.streams import SCHEDULE, TOKENIZE
 
 log = logging.getLogger(__name__)
+
+NEVER_WAITS = 16 * 1024
+"""Bytes that an idle connection takes without waiting: well under the transport's high-water mark of 64 KiB."""
 
 IGNORED_FIELDS = "x-sapwood-ignored-fields"
 _STREAM_HEADERS = {
@@ -51,7 +54,9 @@ async def _answer(
     traceparent = request.headers.get("traceparent")
     with RootSpan(operation, request.path, traceparent, gateway.settings.trace_ratio) as span, gateway.admitted():
         arrival = time.time()
-        job = parse(await read_body(request, gateway.settings.max_body_bytes))
+        async with json_body(request, gateway.bodies) as body:
+            job = parse(body)
+        del body
         call_id = shape.id_prefix + secrets.token_hex(16)
         span.asked(job, call_id)
         gateway.deployment.check(job.model)
@@ -159,7 +164,7 @@ async def _send(request: web.Request, response: web.StreamResponse, payload: byt
     if transport is None:
         raise ConnectionResetError("the client left")
     timeout_s = request.app[GATEWAY].settings.send_timeout_s
-    if not is_last and (not timeout_s or not transport.get_write_buffer_size()):
+    if not is_last and len(payload) < NEVER_WAITS and not transport.get_write_buffer_size():
         await response.write(payload)
         return
     try:

@@ -15,6 +15,7 @@ class Settings(BaseSettings, frozen=True, kw_only=True):
     reuse_port: Annotated[bool, help_("let several gateways of this host share the port")] = False
     api_key: Annotated[str, help_("key that clients must send as a bearer token; empty: none")] = ""
     max_body_bytes: Annotated[int, Meta(ge=1), help_("largest request body, decompressed; above: 413")] = 32 * 2**20
+    max_body_bytes_in_flight: Annotated[int, Meta(ge=1), help_("bytes of all bodies being read; above: 429")] = 2**30
     max_requests_in_flight: Annotated[int, Meta(ge=1), help_("requests held at once; above: 429")] = 4096
     request_timeout_s: Annotated[float, Meta(ge=0), help_("longest time for one request; 0: no limit")] = 0.0
     send_timeout_s: Annotated[float, Meta(ge=0), help_("a client that reads nothing for so long is cut; 0: never")] = (

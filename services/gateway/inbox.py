@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 KEPT_S = 60
 TRIM_EVERY_S = 10.0
 EXPIRE_S = 600
+FAREWELL_S = 30
 WATCH_EVERY_S = 1.0
 
 
@@ -114,9 +115,17 @@ class Inbox:
             kept = min(kept, _milliseconds(oldest.cursor))
         return f"{kept}-0"
 
-    async def leave(self) -> None:
-        """Removes the stream and the marker; a broker that is gone needs no farewell."""
+    def create(self) -> None:
+        """Makes the stream anew, with a time to live that outlasts neither this process nor late replies to it."""
         self._bus.outbox.delete(self.stream)
+        self._bus.outbox.post(self.stream, Deltas())
+        self._bus.outbox.expire(self.stream, EXPIRE_S)
+
+    async def leave(self) -> None:
+        """Empties the stream and lets it expire: late replies to a stream removed at once would make it again, for
+        ever. A broker that is gone needs no farewell."""
+        self._bus.outbox.trim(self.stream, f"{2**63}-0")
+        self._bus.outbox.expire(self.stream, FAREWELL_S)
         try:
             await asyncio.wait_for(self._bus.client.delete(self._marker), 1)
         except (TimeoutError, *LOST_CONNECTION) as error:

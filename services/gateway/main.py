@@ -1,7 +1,7 @@
 """Gateway service: HTTP in, messages out; replies in, HTTP out.
 
 On a signal it takes no new connections, lets running requests end for a while, ends the rest with a 503 and
-removes its reply stream.
+leaves its reply stream to expire.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 
 from aiohttp import web
 
+from services.gateway.body import BodyBudget
 from services.gateway.config import Settings
 from services.gateway.deployment import RETRY_AFTER_S, Deployment
 from services.gateway.inbox import Inbox
@@ -26,13 +27,18 @@ LAST_WORDS_S = 2.0
 async def serve(context: Context, settings: Settings) -> None:
     """Serves HTTP until cancelled. Raises ConfigError when the address cannot be used."""
     gateway = Gateway(
-        settings, context.instance, context.bus, Inbox(context.bus, context.instance), deployment=Deployment()
+        settings,
+        context.instance,
+        context.bus,
+        Inbox(context.bus, context.instance),
+        Deployment(),
+        BodyBudget(settings.max_body_bytes, settings.max_body_bytes_in_flight),
     )
-    context.bus.outbox.delete(gateway.inbox.stream)  # an earlier process of this name may have left one
     runner = web.AppRunner(make_app(gateway), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_S)
     await runner.setup()
     try:
         site = await _listen(runner, settings)
+        gateway.inbox.create()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(gateway.inbox.run(), name="inbox")
             tasks.create_task(gateway.inbox.keep(), name="reply stream")

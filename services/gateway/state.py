@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from services.gateway import metrics
+from services.gateway.body import BodyBudget
 from services.gateway.config import Settings
 from services.gateway.deployment import Deployment
 from services.gateway.inbox import Inbox
@@ -25,6 +26,7 @@ class Gateway:
     bus: Bus
     inbox: Inbox
     deployment: Deployment
+    bodies: BodyBudget
     num_requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -86,6 +86,28 @@ async def test_a_body_over_the_limit_is_a_413(start: Any) -> None:
     assert (await gateway.post(URL, {"model": "nope", "messages": CHAT["messages"]}))[0] == 404
 
 
+async def test_more_bytes_than_room_are_a_429(start: Any, backend: Any) -> None:
+    gateway = await start(max_body_bytes_in_flight=500)
+    status, answer, response = await gateway.post(URL, {**CHAT, "user": "u" * 600})
+    assert (status, response.headers["Retry-After"]) == (429, "1")
+    check_shape(answer)
+    backend.texts = ["x"]
+    for _ in range(6):  # what was read is given back
+        assert (await gateway.post(URL, CHAT))[0] == 200
+
+
+async def test_a_body_that_does_not_come_is_a_408(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.body.STALL_S", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.settings.port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+    assert b" 408 " in head
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_more_requests_than_places_are_a_429(start: Any, backend: Any) -> None:
     gateway = await start(max_requests_in_flight=1)
     first = asyncio.create_task(gateway.post(URL, CHAT))

@@ -50,7 +50,7 @@ async def test_two_gateways_share_a_port(start: Any, backend: Any) -> None:
     assert {request.reply_to for request in backend.seen} == {"g1", "g2"}
 
 
-async def test_a_clean_stop_lets_requests_end_and_removes_the_stream(start: Any, backend: Any) -> None:
+async def test_a_clean_stop_lets_requests_end_and_the_stream_expire(start: Any, backend: Any) -> None:
     gateway = await start(drain_timeout_s=10)
     call = asyncio.create_task(gateway.post(URL, CHAT))
     request = await backend.next()
@@ -66,8 +66,11 @@ async def test_a_clean_stop_lets_requests_end_and_removes_the_stream(start: Any,
     status, answer, _ = await call
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "some more")
     await asyncio.wait_for(stopping, 5)
+    backend.delta(request, "late")
     await backend.bus.outbox.flush()
-    assert await backend.bus.client.keys(backend.bus.key("reply:*")) == []
+    (left,) = await backend.bus.client.keys(backend.bus.key("reply:*"))
+    assert await backend.bus.client.xlen(left) == 1
+    assert 0 < await backend.bus.client.ttl(left) <= 30
 
 
 async def test_a_stop_ends_what_takes_too_long_with_a_503(start: Any, backend: Any) -> None:
