@@ -1,6 +1,7 @@
 """GPU worker service: leases in, tokens out. The I/O around the engine."""
 
 import asyncio
+import functools
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ import threading
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -109,7 +110,7 @@ def _warm_up(runner: Runner) -> None:
     runner.forward([SequenceStep(array("i", [0]), 0, array("i", [0]), wants_logits=True)])
 
 
-async def _until_first(futures: "list[asyncio.Future[None] | asyncio.Task[None]]") -> None:
+async def _until_first(futures: "Sequence[asyncio.Future[None]]") -> None:
     """Returns when the first is done; raises what it raised."""
     done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     for future in done:
@@ -138,10 +139,10 @@ async def _keep(engine: EngineThread, reporter: Reporter, step_timeout_s: float)
         reporter.trim()
 
 
-def main() -> None:
+def main(load: Load = load) -> None:
     code: int | str | None = 0
     try:
-        run_service("gpu_worker", Settings, serve)
+        run_service("gpu_worker", Settings, functools.partial(serve, load=load))
     except SystemExit as stop:
         code = stop.code
     except Exception:
