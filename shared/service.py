@@ -53,8 +53,22 @@ def run_service(
         _set_up_logging(service, settings.log_level)
         uvloop.run(_run(service, settings, serve))
     except (ConfigError, BusError) as error:
-        print(f"{service}: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        _exit_with(service, error)
+    except BaseExceptionGroup as group:  # a task group's, with the reason inside
+        known, unknown = group.split((ConfigError, BusError))
+        if known is None or unknown is not None:
+            raise
+        _exit_with(service, _first_of(known))
+
+
+def _exit_with(service: str, error: BaseException) -> None:
+    print(f"{service}: {error}", file=sys.stderr)
+    sys.exit(EXIT_CONFIG)
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _run(service: str, settings: S, serve: Callable[[Context, S], Awaitable[None]]) -> None:

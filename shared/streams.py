@@ -232,6 +232,18 @@ class Bus:
         except LOST_CONNECTION as error:
             log.warning("renewing in %s: %s", stream.name, error)
 
+    async def newest_id(self, stream: Stream[Any]) -> str:
+        """The id of the stream's last entry, "0" if it has none."""
+        attempt = 0
+        while True:
+            try:
+                newest: Any = await self.client.xrevrange(self.key(stream.name), count=1)
+                return newest[0][0].decode() if newest else "0"
+            except LOST_CONNECTION as error:
+                log.warning("reading %s: %s; trying again", stream.name, error)
+                attempt += 1
+                await backoff(attempt)
+
     async def create_group(self, stream: Stream[Any]) -> None:
         """The stream's group, from the stream's first entry on, unless it exists."""
         assert stream.group is not None
