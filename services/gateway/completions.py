@@ -103,6 +103,7 @@ def _post(gateway: Gateway, job: Job, call: Call, arrival: float, traceparent: s
             gateway.bus.outbox.post(TOKENIZE, message, traceparent=traceparent, deadline=deadline)
         except OverflowError:
             raise InvalidRequest("A number in the messages does not fit into 64 bits.", param="messages") from None
+    job.prompts.clear()  # megabytes at times, and the request may run for minutes
 
 
 async def _plain(

@@ -6,6 +6,8 @@ leaves its reply stream to expire.
 
 import asyncio
 import logging
+import os
+import socket
 
 from aiohttp import web
 
@@ -62,9 +64,14 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
     try:
         await site.start()
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot listen: {why}") from None
+        raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot listen: {_why(error)}") from None
     return site
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno:
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error)
 
 
 async def _end_hopeless(gateway: Gateway) -> None:

@@ -1,6 +1,8 @@
 """Replies to calls: each character once, in order, whatever comes twice, late, or not at all."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.gateway.call import Call
 from services.gateway.inbox import Inbox
@@ -136,3 +138,22 @@ async def test_the_stream_is_trimmed_to_a_minute_and_to_what_the_oldest_call_nee
     assert inbox.trim_before() == "1000000-0"
     inbox.close(call)
     assert inbox.trim_before() == "1940000-0"
+
+
+@given(st.text(), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7), st.booleans())))
+def test_any_cut_of_the_text_with_any_repetition_is_told_once(text: str, cuts: list[tuple[int, int, bool]]) -> None:
+    """As after takeovers: a piece begins anywhere up to what has been sent (`back` before it), so some repeat."""
+    call = Call("r", 1, 1, is_streamed=True)
+    (choice,) = call.choices
+    sent, taken = 0, ""
+    for back, size, is_taken in [*cuts, (0, len(text), False)]:
+        start = max(0, sent - back)
+        stop = min(len(text), start + size)
+        choice.add(
+            Delta(sequence_id=choice.sequence_id, offset=start, text=text[start:stop], num_tokens=max(stop, 1)), 1.0
+        )
+        sent = max(sent, stop)
+        if is_taken:
+            taken += choice.take()
+    assert taken + choice.take() == text
+    assert call.error is None

@@ -5,8 +5,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from services.gateway import unsupported
 from services.gateway.job import Job, parse_chat, parse_completion
+from services.gateway.openai_types import ChatRequest, CompletionRequest
 from shared.errors import InvalidRequest
 from shared.messages import ChatPrompt, SamplingOptions, TextPrompt, TokenPrompt
 from shared.packing import pack_i32
@@ -222,3 +226,31 @@ def test_unknown_fields_are_told() -> None:
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse_chat(body)
+
+
+KNOWN = sorted(
+    {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__, *unsupported.REFUSED, *unsupported.HARMLESS}
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls", "function", "1"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KNOWN) | st.text(max_size=5), VALUES, max_size=6), st.booleans())
+def test_any_json_object_is_a_job_or_a_refusal(fields: dict[str, Any], is_chat: bool) -> None:
+    parse = chat if is_chat else completion
+    try:
+        job = parse(**fields)
+    except InvalidRequest:
+        return
+    assert len(job.prompts) * job.n >= 1
+    assert not {*job.ignored} & {*unsupported.REFUSED, *unsupported.HARMLESS}
