@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
+from tokenizers import Encoding
 
 from services.tokenizer.model_files import ModelFiles
 from shared.errors import InternalError, InvalidRequest, RequestError
@@ -89,15 +90,18 @@ class Encoder:
             texts = [result.text for place in places if isinstance(result := results[place], Text)]
             if not texts:
                 continue
-            encodings = self._model.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-            for place, encoding in zip(places, encodings, strict=True):
+            for place, encoding in zip(places, self._encode_batch(texts, add_special_tokens), strict=True):
                 results[place] = self._completed(requests[place], encoding.ids)
         return results
 
     def encode_text(self, request: Tokenize, prompt: Text) -> Encoded | RequestError:
         """The rest of the work for a prompt that `encode` deferred."""
-        encoding = self._model.backend.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        [encoding] = self._encode_batch([prompt.text], prompt.add_special_tokens)
         return self._completed(request, encoding.ids)
+
+    def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[Encoding]:
+        """Always as a batch: `encode` of one text keeps the interpreter lock, and with it every other thread."""
+        return self._model.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     def _completed(self, request: Tokenize, token_ids: Sequence[int]) -> Encoded | RequestError:
         try:

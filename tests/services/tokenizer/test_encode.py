@@ -1,6 +1,8 @@
 """Requests to token ids: each rule, and each error with the field that it names."""
 
+import time
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -220,3 +222,17 @@ def test_vocabulary_is_the_models(model: ModelFiles, byte_level: Tokenizer) -> N
     last = byte_level.get_vocab_size() + 7
     assert encode(model, a_request(TokenPrompt(token_ids=pack_i32([last])))).open.num_prompt_tokens == 1
     assert refused(model, a_request(TokenPrompt(token_ids=pack_i32([last + 1])))).param == "prompt"
+
+
+def test_encoding_a_long_prompt_leaves_the_interpreter_to_others(model: ModelFiles) -> None:
+    """Whoever waits for a millisecond meanwhile does not wait for the whole encoding."""
+    encoder = Encoder(model, 4)
+    text = "the cat sat on the mat and the dog sat on the cat. " * 20_000
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(encoder.encode_text, a_request(), Text(text, add_special_tokens=True))
+        naps = 0
+        while not encoding.done():
+            time.sleep(0.001)
+            naps += 1
+    assert isinstance(encoding.result(), InvalidRequest)
+    assert naps > 20

@@ -43,10 +43,15 @@ def test_starts_says_so_and_stops_on_sigterm(broker_url: str, make_folder: Folde
         while broker.get("process:shard:0:owner") != b"t1":
             assert time.monotonic() < give_up
             time.sleep(0.05)
+        resident_kb = (
+            int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        )
+        assert resident_kb < 300_000, "torch is in memory"
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
         assert process.returncode == 0, errors.decode()
         assert b"Traceback" not in errors
+        assert b"PyTorch" not in errors
         assert not broker.hexists("process:instances", "tokenizer/t1")
         assert broker.get("process:shard:0:owner") is None
     finally:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from services.tokenizer.config import Settings
+from services.tokenizer.encode import shard_of
 from services.tokenizer.main import serve
+from services.tokenizer.shards import Leases
 from shared import telemetry
 from shared.messages import (
     Abort,
@@ -311,6 +313,34 @@ async def test_a_stream_goes_on_at_another_tokenizer(world: World, words: Callab
     world.emit(generate, token_ids[cut:], start=cut)
     await world.until(lambda: one in world.finished)
     assert world.texts == {one: " sat on 🎉 mat"}
+
+
+async def test_a_stream_goes_on_when_its_tokenizer_dies(
+    world: World, words: Callable[[str], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead process gives nothing back: its leases lapse, and a peer that runs already takes them."""
+
+    async def nothing(self: Leases) -> None:
+        pass
+
+    monkeypatch.setattr(Leases, "release_all", nothing)
+    await world.start("one")
+    name = next(name for name in "abcdef" if shard_of(name, SHARDS) == 0)  # the shard that "one" keeps
+    world.ask(name, stop=["mat"])
+    await world.until(world.generates)
+    [generate] = await world.generates()
+    token_ids = words(" sat on the mat again")
+    world.emit(generate, token_ids[:2], is_end=False)
+    one = sequence_id(name, 0)
+    await world.until(lambda: one in world.texts)
+    await world.start("two")
+    assert await world.bus.client.get(world.bus.key("shard:0:owner")) == b"one"
+    await world.stop("one")
+    died = time.monotonic()
+    world.emit(generate, token_ids[2:], start=2, is_end=False)
+    await world.until(lambda: one in world.finished)
+    assert (world.texts[one], world.finished[one].stop_reason) == (" sat on the ", "mat")
+    assert time.monotonic() - died < 6
 
 
 async def test_two_tokenizers_share_requests_and_shards(world: World, words: Callable[[str], list[int]]) -> None:
