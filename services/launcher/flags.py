@@ -54,6 +54,7 @@ SERVICE_FLAGS = (
     ServiceFlag("token-shards", (TOKENIZER,), "token streams that the tokenizers share out"),
     ServiceFlag("api-key", (GATEWAY,), "key that clients must send as a bearer token"),
     ServiceFlag("max-body-bytes", (GATEWAY,), "largest request body"),
+    ServiceFlag("max-body-bytes-in-flight", (GATEWAY,), "bytes of all bodies being read; above: 429"),
     ServiceFlag("max-requests-in-flight", (GATEWAY,), "requests that a gateway holds at once; above: 429"),
     ServiceFlag("request-timeout-s", (GATEWAY,), "longest time for one request; 0: no limit"),
     ServiceFlag("send-timeout-s", (GATEWAY,), "a client that reads nothing for so long is cut; 0: never"),
@@ -71,7 +72,13 @@ SERVICE_FLAGS = (
     ServiceFlag("chunked-prefill-size", (GPU_WORKER,), "prompt tokens computed in one step; 0: by the device"),
     ServiceFlag("threads", (GPU_WORKER,), "CPU threads of a worker; 0: all, shared among the workers"),
     ServiceFlag("step-timeout-s", (GPU_WORKER,), "a step that takes longer counts as hung, and the worker ends"),
-    ServiceFlag("policy", (SCHEDULER,), "order of the waiting queue: lpm or fcfs"),
+    ServiceFlag("policy", (SCHEDULER,), "order of the waiting: lpm (longest cached prefix first) or fcfs"),
+    ServiceFlag("aging", (SCHEDULER,), "with lpm: cached tokens that a second of waiting counts for"),
+    ServiceFlag("headroom-tokens", (SCHEDULER,), "decode tokens a lease has room for"),
+    ServiceFlag("low-water-tokens", (SCHEDULER,), "room left when a lease is renewed"),
+    ServiceFlag("lookahead", (SCHEDULER,), "admitted prompt tokens a worker may have before it, in prefill budgets"),
+    ServiceFlag("worker-lapse-s", (SCHEDULER,), "a worker silent for so long is given up"),
+    ServiceFlag("no-worker-patience-s", (SCHEDULER,), "how long requests wait for a first worker before a 503"),
 )
 
 MANAGED = {
