@@ -36,11 +36,12 @@ async def serve(context: Context, settings: Settings) -> None:
         Deployment(),
         BodyBudget(settings.max_body_bytes, settings.max_body_bytes_in_flight),
     )
-    runner = web.AppRunner(make_app(gateway), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_S)
+    runner = web.AppRunner(make_app(gateway), handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
         site = await _listen(runner, settings)
         gateway.inbox.create()
+        await context.bus.outbox.flush()  # what an earlier process of this name left is gone before it is read
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(gateway.inbox.run(), name="inbox")
             tasks.create_task(gateway.inbox.keep(), name="reply stream")
