@@ -1,100 +1,95 @@
-"""One number in [0, 1) to one token: lookup in a row's cumulative distribution.
+"""One number in [0, 1) to one token of one row: lookup in the row's cumulative distribution.
 
-All masses are float64 and relative to the likeliest token's: exp((logit - peak) / temperature).
+Masses are float64 and relative to the likeliest token's: exp((logit - peak) / temperature). Filtered rows are sorted,
+but only the tokens that can matter: each filter gives a floor under which no token that it keeps can lie.
 """
 
-import torch
-from torch import Tensor
+import math
+from dataclasses import dataclass
 
-WINDOWS = (256, 2048)
-"""How many of the likeliest tokens are looked at before a row's whole vocabulary is sorted."""
+import numpy as np
+import numpy.typing as npt
 
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
-def draw_unfiltered(logits: Tensor, peaks: Tensor, temperature: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens int64 [R] from the whole distribution, in the vocabulary's order.
-
-    logits: float32 [R, V]; peaks: each row's largest, [R, 1]; temperature, uniforms: float64 [R, 1]."""
-    cumulative = _masses(logits, peaks, temperature).cumsum(dim=-1)
-    return _look_up(cumulative, uniforms * cumulative[:, -1:])
-
-
-def draw_filtered(
-    logits: Tensor,
-    peaks: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniforms: Tensor,
-) -> Tensor:
-    """Tokens int64 [R] from the part of the distribution that all three filters leave, by descending logit
-    and equal logits by ascending token id.
-
-    Shapes as in `draw_unfiltered`, and float64 [R, 1] for the filters: the first top_k tokens; the shortest
-    beginning whose share of the whole mass reaches top_p; those with at least min_p of the likeliest one's
-    mass. A filter that is off is infinity, infinity, 0. The likeliest token always stays."""
-    vocab_size = logits.shape[1]
-    needed_mass = torch.full_like(top_p, torch.inf)
-    if not torch.isinf(top_p).all():
-        needed_mass = top_p * _masses(logits, peaks, temperature).sum(dim=-1, keepdim=True)
-    tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    columns = (logits, peaks, temperature, top_k, needed_mass, min_p, uniforms)
-    open_rows = torch.arange(len(logits), device=logits.device)
-    for width in (*(window for window in WINDOWS if window < vocab_size), vocab_size):
-        if len(open_rows) < len(tokens):
-            tokens[open_rows], is_certain = _draw_in_window(width, *(column[open_rows] for column in columns))
-        else:
-            tokens, is_certain = _draw_in_window(width, *columns)
-        open_rows = open_rows[~is_certain]
-        if not len(open_rows):
-            break
-    return tokens
+_BLOCK = 256
+_COLUMNS = 1024
+"""Groups whose maxima bound the k-th largest logit from below."""
+_SLACK = 1e-3
+"""How far floors are lowered, so that rounding cannot put a token wrongly under one."""
 
 
-def _draw_in_window(
-    width: int,
-    logits: Tensor,
-    peaks: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    needed_mass: Tensor,
-    min_p: Tensor,
-    uniforms: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Tokens [R] drawn with the `width` likeliest in view, and whether the rest could not matter [R]."""
-    values, ids = _likeliest(logits, width)
-    masses = _masses(values, peaks, temperature)
-    cumulative = masses.cumsum(dim=-1)
-    before = torch.cat([torch.zeros_like(temperature), cumulative[:, :-1]], dim=1)
-    ranks = torch.arange(width, device=logits.device)
-    is_kept = (ranks < top_k) & (before < needed_mass) & (masses >= min_p)
-    is_kept[:, 0] = True
-    last = is_kept.sum(dim=-1, keepdim=True) - 1
-    places = _look_up(cumulative, uniforms * cumulative.gather(1, last)).unsqueeze(1)
-    tokens = ids.gather(1, torch.minimum(places, last))
-    # Certain if the last token kept is likelier than the window's last: then no equal logit was left outside.
-    is_certain = values.gather(1, last) > values[:, -1:]
-    return tokens[:, 0], is_certain[:, 0]
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which tokens may be drawn: the first top_k (0: all); the shortest beginning whose share of the whole mass
+    reaches top_p; those with at least min_p of the likeliest one's mass. The likeliest token always may."""
+
+    top_k: int
+    top_p: float
+    min_p: float
 
 
-def _masses(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:
-    return logits.double().sub_(peaks).div_(temperature).exp_()
+def draw_unfiltered(logits: F32, peak: float, temperature: float, u: float) -> int:
+    """From the whole distribution, looked up in the vocabulary's order. logits: [V], the largest of them is peak."""
+    masses = _masses(logits, peak, temperature)
+    block_ends = np.add.reduceat(masses, np.arange(0, len(masses), _BLOCK)).cumsum()  # much faster than all sums
+    target = u * float(block_ends[-1])
+    block = int(np.searchsorted(block_ends, target, side="right"))
+    start = block * _BLOCK
+    sums = masses[start : start + _BLOCK].cumsum()
+    return start + _look_up(sums, target - float(block_ends[block - 1]) if block else target)
 
 
-def _look_up(cumulative: Tensor, target: Tensor) -> Tensor:
-    """The first place whose cumulative mass passes the target."""
-    places = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return places.clamp_(max=cumulative.shape[1] - 1)  # only where a row is no numbers
+def draw_filtered(logits: F32, peak: float, temperature: float, filters: Filters, u: float) -> int:
+    """From what all three filters leave, looked up by descending logit and equal logits by ascending id.
+    logits: [V], the largest of them is peak."""
+    needed, floor = math.inf, -math.inf
+    if filters.top_k:
+        floor = _top_k_floor(logits, filters.top_k)
+    if filters.min_p > 0:
+        floor = max(floor, peak + temperature * (math.log(filters.min_p) - _SLACK))
+    if filters.top_p < 1:
+        total = float(_masses(logits, peak, temperature).sum())
+        needed = filters.top_p * total
+        # All tokens under this share together have less than 1 - top_p.
+        share = (1 - filters.top_p) * total / len(logits)
+        floor = max(floor, peak + temperature * (math.log(share) - _SLACK))
+    ids = np.flatnonzero(logits >= min(floor, peak))
+    masses = _masses(logits[ids], peak, temperature)
+    descending = -np.sort(-masses)  # by value alone: several times faster than any sort that keeps the ids
+    sums = descending.cumsum()
+    count = min(
+        filters.top_k or len(ids),
+        int(np.searchsorted(sums, needed)) + 1,
+        int(np.count_nonzero(masses >= filters.min_p)),
+        len(ids),
+    )
+    sums = sums[: max(count, 1)]
+    rank = _look_up(sums, u * float(sums[-1]))
+    mass = descending[rank]
+    num_likelier = int(np.count_nonzero(masses > mass))
+    return int(ids[np.flatnonzero(masses == mass)[rank - num_likelier]])
 
 
-def _likeliest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest logits of each row and their ids, equal ones by ascending id (which of those that equal
-    the last one are among them is not defined)."""
-    if width == logits.shape[1]:
-        return logits.sort(dim=-1, descending=True, stable=True)
-    values, ids = logits.topk(width, dim=-1)
-    if (values[:, 1:] == values[:, :-1]).any():
-        ids, order = ids.sort(dim=-1)
-        values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
-        ids = ids.gather(1, order)
-    return values, ids
+def _masses(logits: F32, peak: float, temperature: float) -> F64:
+    masses = np.subtract(logits, peak, dtype=np.float64)
+    masses *= 1 / temperature
+    return np.exp(masses, out=masses)
+
+
+def _look_up(sums: F64, target: float) -> int:
+    """The first place where the sums pass the target; the last that adds to them, if rounding put it beyond."""
+    place = int(np.searchsorted(sums, target, side="right"))
+    return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
+
+
+def _top_k_floor(logits: F32, k: int) -> float:
+    """A value that at least k logits reach, and not many more."""
+    size = len(logits)
+    if k >= size:
+        return -math.inf
+    if k > _COLUMNS // 2 or size < 2 * _COLUMNS:
+        return float(np.partition(logits, size - k)[size - k])
+    maxima = logits[: size // _COLUMNS * _COLUMNS].reshape(-1, _COLUMNS).max(axis=0)
+    return float(np.partition(maxima, _COLUMNS - k)[_COLUMNS - k])

@@ -65,7 +65,7 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
         runner = load(settings, limits)
         _warm_up(runner)
         log.info("loaded %s in %.1f s: %d pages", settings.model_path, time.monotonic() - started, runner.num_pages)
-        return Engine(runner, Sampler(runner.vocab_size, limits.device), limits.prefill_budget, time.time)
+        return Engine(runner, Sampler(runner.vocab_size), limits.prefill_budget, time.time)
 
     def hello(epoch: int) -> Hello:
         assert runner is not None

@@ -83,11 +83,6 @@ class SamplingState:
         return self.sampling.temperature < GREEDY_BELOW
 
     @property
-    def is_filtered(self) -> bool:
-        """Whether only a part of the distribution may be drawn from."""
-        return self.sampling.top_k > 0 or self.sampling.top_p < 1.0 or self.sampling.min_p > 0.0
-
-    @property
     def has_penalties(self) -> bool:
         sampling = self.sampling
         return (

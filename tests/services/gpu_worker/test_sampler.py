@@ -86,10 +86,10 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("vocab_size", [1, 7, 300, 3001])
+@pytest.mark.parametrize("vocab_size", [1, 7, 300, 2048, 3001])
 @pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
 def test_filtered_draws_equal_the_naive_ones(vocab_size: int, ties: bool) -> None:
-    """Vocabularies below, between and above the windows; ties cross the windows' ends."""
+    """Vocabularies with and without room for the bound on the k-th logit; ties at the filters' ends."""
     logits = torch.stack([random_logits(i, vocab_size, ties=ties) for i in range(len(FILTERS))])
     for index in range(4):
         samplings = [structs.replace(one, seed=11 * i + index) for i, one in enumerate(FILTERS)]
@@ -121,6 +121,16 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     chi_square = sum((counts[token] - draws * p) ** 2 / (draws * p) for token, p in expected.items())
     freedom = len(expected) - 1
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 4  # p below 0.001 for 1 to 11 degrees
+
+
+@pytest.mark.parametrize("vocab_size", [1, 255, 256, 257, 1000])
+def test_unfiltered_draws_invert_the_cumulative_distribution(vocab_size: int) -> None:
+    logits = random_logits(4, vocab_size)
+    masses = np.exp(logits.numpy().astype(np.float64) - float(logits.max())).cumsum()
+    uniforms = uniform(np.arange(300, dtype=np.uint64), np.zeros(300, np.uint64)).astype(np.float64)
+    rows = [a_row(Sampling(seed=seed), vocab_size) for seed in range(300)]
+    drawn = Sampler(vocab_size).sample(logits.repeat(300, 1), rows)
+    assert drawn == [int(np.searchsorted(masses, u * masses[-1], side="right")) for u in uniforms]
 
 
 def test_top_k_keeps_exactly_k_of_equal_logits() -> None:
