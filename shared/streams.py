@@ -21,7 +21,7 @@ import msgspec
 import redis.asyncio
 from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
-from shared.errors import BusError
+from shared.errors import BusError, ConfigError
 from shared.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -95,11 +95,14 @@ class Delivery(Generic[M]):
 
 def connect(url: str) -> "redis.asyncio.Redis":
     """A client for `url`. Blocking reads need no socket timeout (with one, redis-py on Python 3.11 can swallow
-    a cancellation); a dead peer shows by TCP keepalive."""
+    a cancellation); a dead peer shows by TCP keepalive. Raises ConfigError for a malformed URL."""
     keepalive: dict[str, Any] = {}
     if not url.startswith("unix:"):
         keepalive = {"socket_keepalive": True, "socket_connect_timeout": 5}
-    return redis.asyncio.Redis.from_url(url, socket_timeout=None, decode_responses=False, **keepalive)
+    try:
+        return redis.asyncio.Redis.from_url(url, socket_timeout=None, decode_responses=False, **keepalive)
+    except ValueError as error:
+        raise ConfigError(f"--redis-url (SAPWOOD_REDIS_URL): {error}") from None
 
 
 async def backoff(attempt: int) -> None:

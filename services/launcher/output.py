@@ -28,6 +28,9 @@ class LogFilter:
         return self._is_showing
 
 
+LONGEST_REASON = 400
+
+
 def tail() -> deque[str]:
     """Room for the last lines of a process."""
     return deque(maxlen=50)
@@ -38,11 +41,12 @@ def reason_for_end(service: str, returncode: int, lines: Sequence[str]) -> str:
     if returncode < 0:
         hint = " (out of memory?)" if returncode == -9 else ""
         return f"killed by signal {-returncode}{hint}"
-    own = f"{service}: "
-    for line in reversed(lines):
-        if line.startswith(own):  # how `shared.service` reports what an operator can mend
-            return line.removeprefix(own)
     said = [line.strip() for line in lines if line.strip()]
+    own = f"{service}: "
+    for index in reversed(range(len(said))):
+        if said[index].startswith(own):  # how `shared.service` reports what an operator can mend
+            text = " ".join(said[index:]).removeprefix(own)
+            return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
     if said:
         return f"exit code {returncode}: {said[-1]}"
     return f"exit code {returncode}"

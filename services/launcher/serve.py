@@ -5,7 +5,11 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shlex
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +28,7 @@ from services.launcher.screen import Screen
 from services.launcher.supervisor import Supervisor
 from shared.streams import Bus, connect, wait_for_broker
 
+BROKER_PATIENCE_S = 3.0
 STOP_GRACE_S = 5.0
 """From SIGTERM to SIGKILL, where a worker may have to end a step. Gateways first let requests end."""
 
@@ -41,6 +46,8 @@ async def serve(settings: ServeSettings, flags: Mapping[str, object], screen: Sc
         if not url:
             scratch = stack.enter_context(broker_folder())
             url, broker = broker_url(scratch), plan_broker(scratch)
+        else:
+            await _check_broker(url)
         plans = plan_services(settings, flags, url, os.cpu_count() or 1)
         supervisor = Supervisor(screen.notice)
         try:
@@ -59,6 +66,15 @@ async def _default_model(screen: Screen) -> Path:
     if not default_model.is_there():
         screen.progress(f"making the default model {default_model.NAME} (once, about ten seconds)")
     return await default_model.prepare()
+
+
+async def _check_broker(url: str) -> None:
+    """Raises BusError when a broker that is somebody else's does not answer or cannot be used."""
+    client = connect(url)
+    try:
+        await wait_for_broker(client, patience_s=BROKER_PATIENCE_S)
+    finally:
+        await client.aclose()
 
 
 async def _start(
@@ -134,7 +150,7 @@ def ready_lines(
     yield f"Sapwood is ready after {seconds:.1f} s"
     yield f"  API        {url}/v1"
     yield f"  model      {model}{context} ({settings.model_path})"
-    yield f"  processes  {_counted(plans)}, broker {settings.redis_url or 'embedded'}"
+    yield f"  processes  {_counted(plans)}, broker {_without_password(settings.redis_url) or 'embedded'}"
     if settings.metrics_port:
         last = settings.metrics_port + len(plans) - 1
         yield f"  metrics    {url}/metrics, and ports {settings.metrics_port} to {last} in the order of the processes"
@@ -143,8 +159,17 @@ def ready_lines(
     yield ""
     yield f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\"
     yield f"  -d '{json.dumps(body)}'"
-    yield f"sapwood chat --url {url}"
+    yield f"{_own_command()} chat --url {url}"
     yield "Ctrl-C stops."
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _own_command() -> str:
+    """How to call us from another terminal of this machine."""
+    return "sapwood" if shutil.which("sapwood") else shlex.join([sys.executable, "-m", "services.launcher"])
 
 
 def _counted(plans: Sequence[ProcessPlan]) -> str:

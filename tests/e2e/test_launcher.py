@@ -73,6 +73,23 @@ def test_a_model_too_big_for_memory_is_one_line(
     assert "exit code" not in line, "a config error, not a crash"
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--redis-url", "redis://127.0.0.1:1/0"], "the broker does not answer"),
+        (["--redis-url", "http://127.0.0.1:1/0"], "--redis-url (SAPWOOD_REDIS_URL): "),
+        (["--port", "70000"], "--port (SAPWOOD_PORT): "),
+        (["--log-level", "loud"], "--log-level (SAPWOOD_LOG_LEVEL): "),
+        (["--host", "192.0.2.1"], "port 0 on 192.0.2.1 cannot be used"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], said: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert said in fail(capfd, "--port", "0", "--model-path", str(tmp_path), *flags, within_s=8)
+
+
 def test_an_unknown_flag_is_refused_with_the_usage(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--modle-path", "x"])

@@ -26,7 +26,8 @@ def test_what_a_library_prints_at_start_is_hidden() -> None:
 @pytest.mark.parametrize(
     ("returncode", "lines", "reason"),
     [
-        (2, ["noise", "gpu_worker: no weights in /m", "more noise"], "no weights in /m"),
+        (2, ["noise", "gpu_worker: no weights in /m"], "no weights in /m"),
+        (2, ["gpu_worker: cannot load it:", "  (1) a", ""], "cannot load it: (1) a"),
         (1, ["Traceback (most recent call last):", "  File", "ValueError: no", ""], "exit code 1: ValueError: no"),
         (-9, ["loading"], "killed by signal 9 (out of memory?)"),
         (3, [], "exit code 3"),
