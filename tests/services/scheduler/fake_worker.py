@@ -53,7 +53,7 @@ class FakeWorker:
     name: str = "w"
     num_pages: int = 16
     page_size: int = 4
-    max_model_len: int = 1000
+    max_model_len: int = 4000
     max_running: int = 8
     budget: int = 8
     epoch: int = 1

@@ -1,0 +1,342 @@
+"""The scheduler's behaviour, one case at a time, over a fake worker that checks every page it reads."""
+
+import pytest
+
+from services.scheduler.core.effects import Acknowledge, Arrived, ForgetWorker, SendPlan, Waited
+from services.scheduler.core.scheduler import MAX_CRASHES, RESYNC, Scheduler, make_policy
+from services.scheduler.core.sequence import Phase
+from services.scheduler.core.worker_state import Tuning
+from shared.messages import Abort, Admit, Drop, FinishReason, Generate, Goodbye, Retract, Sampling
+from shared.packing import pack_i32
+from tests.services.scheduler.fake_worker import FakeWorker
+from tests.services.scheduler.world import World
+
+
+def a_world(*workers: FakeWorker, policy: str = "lpm", aging: float = 0.0, lookahead: float = 100.0) -> World:
+    tuning = Tuning(headroom=8, low_water=4, lookahead=lookahead)
+    world = World(Scheduler(lambda: make_policy(policy, aging), tuning), {worker.name: worker for worker in workers})
+    for worker in workers:
+        world.apply(worker.hello())
+    return world
+
+
+def admitted(worker: FakeWorker) -> list[Admit]:
+    return [command for plan in worker.inbox for command in plan.commands if isinstance(command, Admit)]
+
+
+def commands(worker: FakeWorker, kind: type) -> list[object]:
+    return [command for plan in worker.inbox for command in plan.commands if isinstance(command, kind)]
+
+
+def step(world: World, times: int = 1) -> None:
+    for _ in range(times):
+        for worker in world.workers.values():
+            world.apply(worker.step())
+
+
+@pytest.mark.parametrize(("page_size", "max_tokens"), [(16, 1), (16, 8), (16, 40), (1, 3)])
+def test_a_repeated_prompt_is_cached_to_the_last_token_but_one(page_size: int, max_tokens: int) -> None:
+    worker = FakeWorker(page_size=page_size, num_pages=2000 // page_size, budget=512)
+    world = a_world(worker)
+    prompt = [number % 5 for number in range(1000)]
+    for _ in range(2):
+        world.arrive(prompt, max_tokens)
+        world.run_out()
+    assert world.scheduler.num_cached_tokens == 999
+    assert worker.num_computed == 1000 + max_tokens - 1 + 1 + max_tokens - 1
+    world.check_end()
+
+
+def test_choices_and_simultaneous_requests_compute_their_prompt_once() -> None:
+    worker = FakeWorker(num_pages=200, page_size=4, budget=8)
+    world = a_world(worker)
+    prompt = [number % 5 for number in range(40)]
+    world.arrive(prompt, max_tokens=1, n=4)
+    world.arrive(prompt, max_tokens=1)
+    world.run_out()
+    world.check_end()
+    # ten pages once; the others match 39 tokens, 36 of them by promise: the tail of a promised page is computed
+    assert worker.num_computed <= 40 + 4 * 4
+
+
+def test_an_aborted_sequence_goes_on_while_others_wait_for_its_pages() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, budget=4)
+    world = a_world(worker)
+    prompt = [number % 5 for number in range(40)]
+    (first,) = world.arrive(prompt)
+    world.arrive([*prompt, 1, 1])
+    step(world)  # the first 4 tokens of 40 are there, the rest is promised
+    assert [admit.cached for admit in admitted(worker)] == []
+    world.aborted.add(first)
+    world.apply(Abort(sequence_ids=[first]))
+    assert not commands(worker, Drop)
+    assert first not in world.scheduler.sequences  # for its client it is over
+    assert [ended.reason for ended in world.told] == [FinishReason.ABORT]
+    world.run_out()
+    world.check_end()
+
+
+def test_an_aborted_sequence_that_nobody_waits_for_is_dropped_at_once() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, budget=4)
+    world = a_world(worker)
+    (first,) = world.arrive([number % 5 for number in range(40)])
+    step(world, 2)
+    world.aborted.add(first)
+    world.apply(Abort(sequence_ids=[first]))
+    assert commands(worker, Drop) == [Drop(sequence_ids=[first])]
+    state = world.scheduler.workers["w"]
+    assert state.pool.num_free == 98  # two pages were computed, and stay as cache
+    assert state.index.num_evictable == 2
+    assert world.acknowledged == ["1-0"]
+
+
+def test_abort_before_the_request_wins() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.apply(Abort(sequence_ids=[100]))
+    world.arrive([1, 2, 3])
+    assert not admitted(worker)
+    assert world.acknowledged == ["1-0"]
+
+
+def test_a_request_that_comes_twice_runs_once() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    message = Generate(
+        request_id="r",
+        sequence_ids=[100],
+        shard=0,
+        token_ids=pack_i32([1, 2]),
+        sampling=Sampling(),
+        max_tokens=2,
+    )
+    world.prompts[100] = ([1, 2], 2, [])
+    world.entries = 2
+    world.apply(Arrived(message, "1-0"), Arrived(message, "2-0"))
+    world.run_out()
+    assert len(worker.outputs[100]) == 2
+    assert sorted(world.acknowledged) == ["1-0", "2-0"]
+
+
+def test_retraction_takes_the_newest_and_keeps_its_pages_as_cache() -> None:
+    worker = FakeWorker(num_pages=10, page_size=4, budget=64)
+    world = a_world(worker)
+    first, second = world.arrive([0, 1, 2, 3] * 3, 24)[0], world.arrive([4, 3, 2, 1] * 3, 24)[0]
+    while not commands(worker, Retract):
+        step(world)
+        assert world.scheduler.sequences, "the pool was never short"
+    assert commands(worker, Retract) == [Retract(sequence_ids=[second])]
+    assert world.scheduler.sequences[second].phase is Phase.RETRACTING
+    assert world.scheduler.sequences[first].phase is Phase.RUNNING
+    world.run_out()
+    world.check_end()
+    assert worker.num_retracted >= 1
+
+
+def test_longest_prefix_first() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, max_running=1, budget=64)
+    world = a_world(worker)
+    cached = [0, 1, 2, 3] * 4
+    world.arrive(cached, 1)
+    step(world, 2)
+    blocker = world.arrive([4] * 8, 3)[0]
+    plain, sharing = world.arrive([3] * 8, 1)[0], world.arrive([*cached, 1], 1)[0]
+    order = []
+    while world.scheduler.sequences:
+        order += [admit.sequence_id for admit in admitted(worker)]
+        step(world)
+    assert order == [blocker, sharing, plain]
+
+
+def test_the_order_follows_a_prefix_that_appears_while_they_wait() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, max_running=1, budget=64)
+    world = a_world(worker)
+    stem = [0, 1, 2, 3] * 4
+    blocker = world.arrive(stem, 2)[0]
+    plain, sharing = world.arrive([3] * 8, 1)[0], world.arrive([*stem, 1], 1)[0]
+    order = []
+    while world.scheduler.sequences:
+        order += [admit.sequence_id for admit in admitted(worker)]
+        step(world)
+    assert order == [blocker, sharing, plain]
+
+
+@pytest.mark.parametrize(("policy", "aging"), [("fcfs", 0.0), ("lpm", 1e6)])
+def test_age_before_prefix(policy: str, aging: float) -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, max_running=1, budget=64)
+    world = a_world(worker, policy=policy, aging=aging)
+    stem = [0, 1, 2, 3] * 4
+    blocker = world.arrive(stem, 2)[0]
+    plain, sharing = world.arrive([3] * 8, 1)[0], world.arrive([*stem, 1], 1)[0]
+    order = []
+    while world.scheduler.sequences:
+        order += [admit.sequence_id for admit in admitted(worker)]
+        step(world)
+    assert order == [blocker, plain, sharing]
+
+
+def test_higher_priority_first() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, max_running=1, budget=64)
+    world = a_world(worker)
+    blocker, low = world.arrive([1] * 8, 2)[0], world.arrive([2] * 8, 1)[0]
+    high = world.arrive([3] * 8, 1, priority=5)[0]
+    order = []
+    while world.scheduler.sequences:
+        order += [admit.sequence_id for admit in admitted(worker)]
+        step(world)
+    assert order == [blocker, high, low]
+
+
+def test_a_deadline_ends_a_request_wherever_it_is() -> None:
+    worker = FakeWorker(max_running=1)
+    world = a_world(worker)
+    running = world.arrive([1, 2, 3], 12, deadline=5.0)[0]
+    waiting = world.arrive([4, 4, 4], 12, deadline=5.0)[0]
+    step(world)
+    world.apply(after=5.0)
+    assert {ended.sequence_id: ended.error.status for ended in world.told if ended.error} == {
+        running: 504,
+        waiting: 504,
+    }
+    assert commands(worker, Drop) == [Drop(sequence_ids=[running])]
+    assert sorted(world.acknowledged) == ["1-0", "2-0"]
+
+
+def test_what_fits_no_worker_is_refused_with_the_numbers() -> None:
+    world = a_world(FakeWorker(num_pages=4, page_size=4))
+    world.arrive([1] * 10, 7)
+    (ended,) = world.told
+    assert ended.error is not None
+    assert ended.error.status == 400
+    assert "16" in ended.error.message
+
+
+def test_without_a_worker_requests_wait_and_then_end_with_503() -> None:
+    world = a_world()
+    world.arrive([1, 2])
+    world.apply(after=59)
+    assert not world.told
+    world.apply(after=2)
+    assert [ended.error.status for ended in world.told if ended.error] == [503]
+
+
+def test_a_first_worker_takes_what_waited_for_it() -> None:
+    world = a_world()
+    world.arrive([1, 2])
+    worker = world.workers["w"] = FakeWorker()
+    world.apply(worker.hello())
+    world.run_out()
+    world.check_end()
+
+
+def test_a_silent_workers_requests_go_on_elsewhere_with_what_they_have() -> None:
+    dies, lives = FakeWorker(name="dies"), FakeWorker(name="lives", max_running=0)
+    world = a_world(dies)
+    (sequence,) = world.arrive([1, 2, 3], 10)
+    step(world, 4)
+    done = world.scheduler.sequences[sequence].num_output
+    assert done >= 3
+    lives.max_running = 8
+    world.workers = {"lives": lives, "dies": dies}
+    world.apply(lives.hello())
+    for _ in range(30):
+        world.apply(lives.step(), after=1.0)
+    assert "dies" not in world.scheduler.workers
+    assert min(lives.outputs[sequence]) == done
+    world.check_end()
+
+
+def test_a_worker_that_says_goodbye_is_forgotten_at_once() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 10)
+    out = world.apply(Goodbye(worker="w", epoch=1))
+    assert ForgetWorker("w") in out
+    again = world.workers["w"] = FakeWorker(epoch=2)
+    world.apply(again.hello())
+    world.run_out()
+    world.check_end()
+
+
+def test_a_request_that_loses_its_worker_again_and_again_ends_with_500() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 10)
+    for _ in range(MAX_CRASHES):
+        assert not world.told
+        step(world)
+        world.apply(worker.restart())
+    assert [ended.error.status for ended in world.told if ended.error] == [500]
+
+
+def test_an_unknown_worker_is_told_to_start_over_once() -> None:
+    worker = FakeWorker(epoch=7)
+    world = a_world()
+    world.workers["w"] = worker
+    report = worker.step()
+    out = [command for _ in range(3) for command in world.apply(report)]
+    (plan,) = [command.plan for command in out if isinstance(command, SendPlan)]
+    assert (plan.epoch, plan.number) == (7, RESYNC)
+
+
+def test_reports_of_an_earlier_epoch_count_for_nothing() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    (sequence,) = world.arrive([1, 2, 3], 10)
+    step(world)
+    late = worker.step()
+    world.apply(worker.restart())
+    world.apply(late)
+    assert world.scheduler.sequences[sequence].num_output == 1
+    world.run_out()
+    world.check_end()
+
+
+def test_an_idle_worker_takes_over_what_waits_elsewhere() -> None:
+    one = FakeWorker(name="one", max_running=1, num_pages=100)
+    world = a_world(one)
+    for number in range(4):
+        world.arrive([number] * 6, 30)
+    two = world.workers["two"] = FakeWorker(name="two", max_running=1, num_pages=100)
+    world.apply(two.hello())
+    assert len(admitted(two)) == 1
+    world.run_out()
+    world.check_end()
+
+
+def test_a_request_goes_where_its_prefix_is() -> None:
+    one, two = FakeWorker(name="one", num_pages=100), FakeWorker(name="two", num_pages=100)
+    world = a_world(one, two)
+    stems = [[0, 1, 2, 3] * 5, [4, 3, 2, 1] * 5]
+    for stem in stems:
+        world.arrive(stem, 1)
+    world.run_out()
+    before = world.scheduler.num_cached_tokens
+    for stem in stems * 3:
+        world.arrive([*stem, 1], 1)
+        world.run_out()
+    assert world.scheduler.num_cached_tokens - before == 6 * 20
+
+
+def test_a_traced_request_tells_how_long_it_waited() -> None:
+    worker = FakeWorker(max_running=1)
+    world = a_world(worker)
+    message = Generate(
+        request_id="r",
+        sequence_ids=[100],
+        shard=0,
+        token_ids=pack_i32([1, 2]),
+        sampling=Sampling(),
+        max_tokens=2,
+    )
+    out = world.apply(Arrived(message, "1-0", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"))
+    (waited,) = [command for command in out if isinstance(command, Waited)]
+    assert (waited.sequence_id, waited.worker, waited.since) == (100, "w", world.now)
+    while world.scheduler.sequences:
+        out = world.apply(worker.step())
+    assert Acknowledge("1-0") in out
+
+
+def test_unknown_policy() -> None:
+    with pytest.raises(ValueError, match="lpm and fcfs"):
+        make_policy("best", 0)

@@ -1,0 +1,100 @@
+"""A scheduler with fake workers around it, and the requests given to them."""
+
+from dataclasses import dataclass, field
+
+from services.scheduler.core.effects import Acknowledge, Arrived, Command, SendOutput, SendPlan
+from services.scheduler.core.scheduler import Event, Scheduler
+from shared.messages import Ended, FinishReason, Generate, Sampling
+from shared.packing import pack_i32
+from tests.services.scheduler.fake_worker import FakeWorker, expected_output
+
+
+@dataclass
+class World:
+    scheduler: Scheduler
+    workers: dict[str, FakeWorker]
+    now: float = 0.0
+    prompts: dict[int, tuple[list[int], int, list[int]]] = field(default_factory=dict)
+    acknowledged: list[str] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)
+    aborted: set[int] = field(default_factory=set)
+    entries: int = 0
+    late: list[Event] = field(default_factory=list)
+    told: list[Ended] = field(default_factory=list)
+
+    def apply(self, *events: Event, after: float = 0.01) -> list[Command]:
+        self.now += after
+        commands = self.scheduler.apply(events, self.now)
+        for command in commands:
+            match command:
+                case SendPlan():
+                    self.workers[command.worker].inbox.append(command.plan)
+                case Acknowledge():
+                    self.acknowledged.append(command.entry_id)
+                case SendOutput():
+                    self.told += command.output.ended
+                    self.failed |= {e.sequence_id for e in command.output.ended if e.reason is FinishReason.ERROR}
+        self.scheduler.check_integrity()
+        return commands
+
+    def arrive(
+        self,
+        prompt: list[int],
+        max_tokens: int = 4,
+        stop: list[int] | None = None,
+        n: int = 1,
+        salt: str = "",
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> list[int]:
+        """One request; returns its sequence ids."""
+        self.entries += 1
+        ids = [self.entries * 100 + choice for choice in range(n)]
+        for sequence_id in ids:
+            self.prompts[sequence_id] = (prompt, max_tokens, stop or [])
+        message = Generate(
+            request_id=str(self.entries),
+            sequence_ids=ids,
+            shard=0,
+            token_ids=pack_i32(prompt),
+            sampling=Sampling(),
+            stop_token_ids=stop or [],
+            max_tokens=max_tokens,
+            cache_salt=salt,
+            priority=priority,
+            arrival=self.now,
+        )
+        self.apply(Arrived(message, f"{self.entries}-0", deadline=deadline))
+        return ids
+
+    def catch_up(self) -> None:
+        """The late reports arrive, in one batch."""
+        late, self.late = self.late, []
+        self.apply(*late)
+
+    def run_out(self) -> None:
+        """Steps until nothing is left to do."""
+        for _ in range(5000):
+            if not self.scheduler.sequences and not any(w.running or w.inbox for w in self.workers.values()):
+                break
+            for worker in self.workers.values():
+                self.apply(worker.step())
+        assert not self.scheduler.sequences, "requests are stuck"
+
+    def check_end(self) -> None:
+        for sequence_id, (prompt, max_tokens, stop) in self.prompts.items():
+            got: dict[int, int] = {}
+            for worker in self.workers.values():
+                got |= worker.outputs.get(sequence_id, {})
+            want = expected_output(prompt, max_tokens, stop)
+            output = [got[index] for index in sorted(got)]
+            if sequence_id in self.aborted or sequence_id in self.failed:
+                assert output == want[: len(output)]
+            else:
+                assert output == want
+        assert sorted(self.acknowledged) == sorted({f"{n + 1}-0" for n in range(self.entries)})
+        for worker in self.scheduler.workers.values():
+            assert not worker.running and not worker.retracting and not len(worker.waiting) and not worker.hungry
+            assert worker.pool.num_free + worker.index.num_pages == worker.pool.num_pages
+            assert worker.index.num_evictable == worker.index.num_pages
+            assert worker.pending_prefill == 0
