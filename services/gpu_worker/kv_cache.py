@@ -1,9 +1,22 @@
 """The paged pool of keys and values: one tensor for all layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What a model keeps of a token: keys and values in every layer."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
 class PagePool:
@@ -14,17 +27,10 @@ class PagePool:
     let a slot that was not written reach a sum, not even with weight zero."""
 
     def __init__(
-        self,
-        num_layers: int,
-        num_pages: int,
-        page_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, num_pages: int, page_size: int, shape: KVShape, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (num_layers, 2, num_pages, page_size, num_kv_heads, head_dim)
-        self.storage = torch.empty(shape, dtype=dtype, device=device)
+        dims = (shape.num_layers, 2, num_pages, page_size, shape.num_kv_heads, shape.head_dim)
+        self.storage = torch.empty(dims, dtype=dtype, device=device)
         self.num_pages = num_pages
         self.page_size = page_size
         self.layers = tuple(LayerPages(layer) for layer in self.storage)
@@ -35,10 +41,6 @@ class PagePool:
             return
         sources, targets = torch.tensor(pairs, device=self.storage.device).unbind(1)
         self.storage.index_copy_(2, targets, self.storage.index_select(2, sources))
-
-    @staticmethod
-    def bytes_per_page(num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        return num_layers * 2 * page_size * num_kv_heads * head_dim * dtype.itemsize
 
 
 class LayerPages:

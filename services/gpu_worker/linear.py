@@ -25,7 +25,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class Linear:
-    """x [N, in] -> x W^T + b [N, out]."""
+    """x [N, in] -> x W^T + b [N, out], for N of at least 1."""
 
     __slots__ = ("_bias", "_is_packed", "_weight")
 
@@ -38,7 +38,7 @@ class Linear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._is_packed and x.shape[0]:
+        if self._is_packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return out
         return F.linear(x, self._weight, self._bias)

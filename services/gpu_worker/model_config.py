@@ -68,10 +68,13 @@ def load_config(model_path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its validators and its model's own code raise
-        raise ConfigError(f"{file} is not a usable model config: {_one_line(error)}") from error
+        raise ConfigError(f"{file} is not a usable model config: {one_line(error)}") from error
     assert isinstance(config, PretrainedConfig)
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"{file}: {config.model_type} is an encoder-decoder model, not a causal language model")
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ConfigError(f"{file}: layers of type {', '.join(sorted(kinds))} are not supported")
     return config
 
 
@@ -90,9 +93,6 @@ def native_obstacle(config: PretrainedConfig) -> str | None:
         return f"rope type {rope['rope_type']} is not supported"
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         return "only a part of each head is rotated (partial_rotary_factor)"
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"layer types {', '.join(sorted(kinds))} are not supported"
     return None
 
 
@@ -149,6 +149,7 @@ def context_length(config: PretrainedConfig, max_model_len: int) -> int:
 
     Rope variants whose frequencies change with the length of the sequence (longrope) are served up to the length
     at which they would change: beyond it, keys in pages would have been rotated by other frequencies."""
+    config = config.get_text_config()
     limit = next(
         (
             value
@@ -188,6 +189,7 @@ def _positive(config: PretrainedConfig, name: str) -> int:
     return value
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """A library's error message, which may be a page, as a part of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:300] or type(error).__name__

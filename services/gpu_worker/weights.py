@@ -88,7 +88,9 @@ class RandomWeights:
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
             return tensor.fill_(1)
-        generator = torch.Generator(self._device).manual_seed((self._seed << 32) ^ zlib.crc32(name.encode()))
+        # 32 bits: a CPU generator looks at no more of its seed.
+        seed = zlib.crc32(f"{self._seed}/{name}".encode())
+        generator = torch.Generator(self._device).manual_seed(seed)
         return tensor.uniform_(-self._bound, self._bound, generator=generator)
 
     def check_all_used(self, is_expected: Callable[[str], bool] = lambda name: False) -> None:
