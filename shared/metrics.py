@@ -6,3 +6,4 @@ ENTRIES_SENT = Counter("sapwood_stream_entries_sent", "Stream entries written", 
 ENTRIES_READ = Counter("sapwood_stream_entries_read", "Stream entries read", ["stream"])
 DEAD_LETTERS = Counter("sapwood_stream_dead_letters", "Stream entries that could not be handled", ["stream"])
 OUTBOX_ENTRIES = Gauge("sapwood_outbox_entries", "Broker commands that wait to be written")
+ASYNCIO_TASKS = Gauge("sapwood_asyncio_tasks", "Tasks of this process's event loop that are not done")

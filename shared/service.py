@@ -24,6 +24,7 @@ import uvloop
 from shared import settings as settings_module
 from shared import telemetry
 from shared.errors import BusError, ConfigError
+from shared.metrics import ASYNCIO_TASKS
 from shared.registry import Registry
 from shared.settings import BaseSettings
 from shared.streams import Bus, connect, wait_for_broker
@@ -83,6 +84,7 @@ async def _run(service: str, settings: S, serve: Callable[[Context, S], Awaitabl
     registry = Registry(bus, service, instance)
     tracing = telemetry.set_up(service, instance, settings.otlp_endpoint)
     loop = asyncio.get_running_loop()
+    ASYNCIO_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     try:
         await wait_for_broker(client)
         await registry.beat()

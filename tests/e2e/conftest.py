@@ -31,6 +31,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture
+def free_ports() -> Callable[[int], int]:
+    """The first of so many ports in a row that nobody listens on."""
+
+    def first(count: int) -> int:
+        while True:
+            start = free_port()
+            with contextlib.suppress(OSError), contextlib.ExitStack() as probes:
+                for port in range(start, start + count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                return start
+
+    return first
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "services.launcher", *arguments]
 
