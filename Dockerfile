@@ -13,7 +13,9 @@ RUN useradd --uid 10001 --create-home sapwood \
  && mkdir -p /app /var/lib/sapwood \
  && chown sapwood:sapwood /var/lib/sapwood
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
+# pyproject.toml names two files that are not needed to install dependencies
+COPY pyproject.toml ./
+RUN touch README.md LICENSE
 
 FROM base AS service
 RUN python -m pip install '.[gateway,tokenizer,scheduler]'

@@ -1,0 +1,135 @@
+"""The scheduler's core and the worker's engine joined without a broker, over random histories.
+
+The model answers with a digest of what it reads from its pages, so a page that the scheduler frees, shares, copies or
+promises wrongly, and a command that the engine applies wrongly, shows as an answer that differs from the one that
+the request gets alone.
+"""
+
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, given, settings
+
+from services.gpu_worker.engine import Engine
+from services.gpu_worker.sampler import Sampler
+from services.scheduler.core.scheduler import Scheduler, make_policy
+from services.scheduler.core.worker_state import Tuning
+from shared.messages import Abort, Hello, Plan, Progress
+from shared.packing import unpack_i32, unpack_i64
+from tests.services.gpu_worker.fake_runner import FakeRunner
+from tests.services.scheduler.fake_worker import VOCABULARY, expected_output
+from tests.services.scheduler.world import World
+
+
+def predict(tokens: list[int]) -> int:
+    return expected_output(tokens, 1, [])[0]
+
+
+@dataclass
+class EngineWorker:
+    """An engine behind the interface of the scheduler tests' fake worker."""
+
+    name: str
+    num_pages: int
+    page_size: int
+    max_running: int
+    budget: int
+    inbox: list[Plan] = field(default_factory=list)
+    outputs: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.runner = FakeRunner(self.num_pages, self.page_size, 4000, VOCABULARY, predict)
+        self.engine = Engine(self.runner, Sampler(VOCABULARY), self.budget, lambda: 1.0)
+        self.applied = 0
+        self.announced = 0
+
+    @property
+    def running(self) -> int:
+        return self.engine.num_prefilling + self.engine.num_decoding + self.engine.num_stalled
+
+    def hello(self) -> Hello:
+        self.announced = self.engine.epoch
+        return Hello(
+            worker=self.name,
+            epoch=self.engine.epoch,
+            model="m",
+            num_pages=self.num_pages,
+            page_size=self.page_size,
+            max_model_len=4000,
+            max_running=self.max_running,
+            prefill_budget=self.budget,
+        )
+
+    def restart(self) -> Hello:
+        self.engine.reset()
+        self.engine.take_report()
+        self.runner.pages = [[None] * self.page_size for _ in range(self.num_pages)]
+        return self.hello()
+
+    def step(self, plans: int = 1000) -> Hello | Progress:
+        for plan in self.inbox[:plans]:
+            self.engine.apply(plan)
+        del self.inbox[:plans]
+        self.engine.step()
+        report = self.engine.take_report()
+        if self.engine.epoch != self.announced:
+            return self.hello()
+        if report is None:
+            return Progress(worker=self.name, epoch=self.engine.epoch, applied=self.applied, at=0.0)
+        self.applied = report.applied
+        progress = report.progress(self.name, 0.0)
+        rows = zip(
+            unpack_i64(progress.sequence_ids), unpack_i32(progress.indices), unpack_i32(progress.token_ids), strict=True
+        )
+        for sequence_id, index, token in rows:
+            assert self.outputs.setdefault(sequence_id, {}).setdefault(index, token) == token
+        return progress
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> list[int]:
+    """Prompts that share prefixes often: one of few stems, cut anywhere, and a few tokens of its own."""
+    stem = draw(st.sampled_from([[0, 1, 2, 3] * 6, [0, 1, 2, 3] * 3 + [4, 4, 4, 4] * 3, [1] * 20]))
+    return stem[: draw(st.integers(1, len(stem)))] + draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=6))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.DataObject) -> None:
+    page_size = data.draw(st.sampled_from([1, 4]))
+    workers = {
+        name: EngineWorker(
+            name=name,
+            page_size=page_size,
+            num_pages=data.draw(st.integers(44, 70)) // page_size,
+            max_running=data.draw(st.integers(1, 6)),
+            budget=data.draw(st.sampled_from([3, 8, 64])),
+        )
+        for name in ["w0", "w1"][: data.draw(st.integers(1, 2))]
+    }
+    tuning = Tuning(headroom=data.draw(st.sampled_from([1, 4, 9])), low_water=data.draw(st.sampled_from([1, 3])))
+    world = World(Scheduler(lambda: make_policy("lpm", 10.0), tuning), workers)  # type: ignore[arg-type]
+    for worker in workers.values():
+        world.apply(worker.hello())
+    actions = st.sampled_from(["arrive", "arrive", "step", "step", "step", "part", "abort", "restart"])
+    for action in data.draw(st.lists(actions, min_size=5, max_size=40)):
+        worker = workers[data.draw(st.sampled_from(sorted(workers)))]
+        match action:
+            case "arrive":
+                stop = data.draw(st.sampled_from([[], [], [4]]))
+                choices = data.draw(st.sampled_from([1, 1, 3]))
+                world.arrive(data.draw(prompts()), data.draw(st.integers(1, 14)), stop, choices)
+            case "step":
+                world.late.append(worker.step())
+                world.catch_up()
+            case "part":  # the worker reads only some of its plans, and its report is late
+                world.late.append(worker.step(plans=1))
+            case "abort" if world.scheduler.sequences:
+                victim = data.draw(st.sampled_from(sorted(world.scheduler.sequences)))
+                world.aborted.add(victim)
+                world.apply(Abort(sequence_ids=[victim]))
+            case "restart" if data.draw(st.integers(0, 3)) == 0:
+                world.late.append(worker.restart())
+    world.catch_up()
+    world.run_out()
+    world.check_end()
