@@ -61,10 +61,8 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
 
     def make_engine() -> Engine:
         nonlocal runner
-        started = time.monotonic()
         runner = load(settings, limits)
         _warm_up(runner)
-        log.info("loaded %s in %.1f s: %d pages", settings.model_path, time.monotonic() - started, runner.num_pages)
         return Engine(runner, Sampler(runner.vocab_size), limits.prefill_budget, time.time)
 
     def hello(epoch: int) -> Hello:
@@ -100,7 +98,7 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        if not await engine.stop(STOP_PATIENCE_S):
+        if not await engine.stop(STOP_PATIENCE_S if engine.ready.done() else 0):
             log.warning("stopping in the middle of a step")
         reporter.farewell()
 

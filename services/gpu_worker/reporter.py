@@ -32,10 +32,13 @@ class Reporter:
         self._epoch: int | None = None
         self._applied = 0
         self._stalled: list[int] = []
+        self._has_left = False
         self._plans: deque[tuple[int, int, str]] = deque()
 
     def take(self, report: Report) -> None:
-        """News from the engine."""
+        """News from the engine. After the farewell there is none: the scheduler has moved the sequences elsewhere."""
+        if self._has_left:
+            return
         if self._pending is not None and self._pending.epoch != report.epoch:
             self.flush()
         if self._pending is None:
@@ -94,6 +97,7 @@ class Reporter:
     def farewell(self) -> None:
         """The last words."""
         self.flush()
+        self._has_left = True
         if self._epoch is not None:
             self._bus.outbox.post(EVENTS, Goodbye(worker=self._worker, epoch=self._epoch))
         self._bus.outbox.delete(plan_stream(self._worker))

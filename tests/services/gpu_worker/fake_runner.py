@@ -4,7 +4,7 @@ A wrong page, position, order or copy makes it read something else than the sequ
 token; a page that nobody filled shows as an error at once."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,11 +29,19 @@ def expected_outputs(prompt: Sequence[int], count: int) -> list[int]:
 
 
 class FakeRunner:
-    """The pages hold (position, token). calls: for each forward (tokens, start) of every part, as they came."""
+    """predict: the token that follows some tokens. The pages hold (position, token).
+    calls: for each forward (tokens, start) of every part, as they came."""
 
-    vocab_size = VOCAB_SIZE
-
-    def __init__(self, num_pages: int = 64, page_size: int = 4, max_model_len: int = 200) -> None:
+    def __init__(
+        self,
+        num_pages: int = 64,
+        page_size: int = 4,
+        max_model_len: int = 200,
+        vocab_size: int = VOCAB_SIZE,
+        predict: Callable[[list[int]], int] = next_token,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.predict = predict
         self.num_pages = num_pages
         self.page_size = page_size
         self.max_model_len = max_model_len
@@ -64,7 +72,7 @@ class FakeRunner:
                 written.add(place)
                 self.pages[place[0]][place[1]] = (step.start + i, token)
         logits = [self._logits(step) for step in steps if step.wants_logits]
-        return torch.stack(logits) if logits else torch.zeros(0, VOCAB_SIZE)
+        return torch.stack(logits) if logits else torch.zeros(0, self.vocab_size)
 
     def _place(self, page_table: "array[int]", position: int) -> tuple[int, int]:
         assert position < len(page_table) * self.page_size, "a position outside the page table"
@@ -78,6 +86,6 @@ class FakeRunner:
             assert held is not None, f"page {page} was read at {offset} before anybody filled it"
             assert held[0] == position, f"page {page} holds position {held[0]} at {offset}, not {position}"
             tokens.append(held[1])
-        logits = torch.zeros(VOCAB_SIZE)
-        logits[next_token(tokens)] = 10.0
+        logits = torch.zeros(self.vocab_size)
+        logits[self.predict(tokens)] = 1000.0
         return logits * torch.nan if step.token_ids[-1] in self.spoilt_tokens else logits
