@@ -284,6 +284,7 @@ class Admit(Message, frozen=True, kw_only=True):
     stop_token_ids: list[int]
     max_tokens: int
     attempt: int = 0
+    cached_prompt: int | None = None
     traceparent: str | None = None
 
 

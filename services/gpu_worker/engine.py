@@ -224,6 +224,8 @@ class Engine:
             return
         if sequence.first_token_at is None:
             sequence.first_token_at = self._clock()
+            if sequence.num_outputs == 0:
+                self._report.add_cached(sequence.shard, sequence.id, sequence.cached_prompt)
         self._report.add_token(sequence.shard, sequence.id, sequence.num_outputs, token)
         ended = sequence.accept(token)
         if ended is not None:

@@ -46,12 +46,14 @@ class Stages:
 
 @dataclass(slots=True)
 class Report:
-    """News of one epoch. tokens, ended: by shard; computed: by sequence id; stalled: as of now, not news."""
+    """News of one epoch. tokens, ended: by shard; cached: by shard and sequence id; computed: by sequence id;
+    stalled: as of now, not news."""
 
     epoch: int
     applied: int
     tokens: dict[int, Tokens] = field(default_factory=dict)
     ended: dict[int, list[Ended]] = field(default_factory=dict)
+    cached: dict[int, dict[int, int]] = field(default_factory=dict)
     computed: dict[int, int] = field(default_factory=dict)
     retracted: list[int] = field(default_factory=list)
     stalled: list[int] = field(default_factory=list)
@@ -62,6 +64,10 @@ class Report:
         if tokens is None:
             tokens = self.tokens[shard] = Tokens()
         tokens.add(sequence_id, index, token_id)
+
+    def add_cached(self, shard: int, sequence_id: int, num_tokens: int) -> None:
+        """How much of the prompt of a sequence that has its first token came from the cache."""
+        self.cached.setdefault(shard, {})[sequence_id] = num_tokens
 
     def add_end(self, shard: int, ended: Ended) -> None:
         self.ended.setdefault(shard, []).append(ended)
@@ -76,6 +82,8 @@ class Report:
                 self.tokens[shard] = tokens
         for shard, ended in later.ended.items():
             self.ended.setdefault(shard, []).extend(ended)
+        for shard, cached in later.cached.items():
+            self.cached.setdefault(shard, {}).update(cached)
         self.computed.update(later.computed)
         self.retracted += later.retracted
         self.stages += later.stages
@@ -102,6 +110,7 @@ class Report:
         nothing = Tokens()
         for shard in self.tokens.keys() | self.ended.keys():
             tokens = self.tokens.get(shard, nothing)
+            cached = self.cached.get(shard, {})
             yield (
                 shard,
                 Output(
@@ -109,5 +118,7 @@ class Report:
                     indices=pack_i32(tokens.indices),
                     token_ids=pack_i32(tokens.token_ids),
                     ended=self.ended.get(shard, []),
+                    cached_ids=pack_i64(cached),
+                    cached=pack_i32(cached.values()),
                 ),
             )

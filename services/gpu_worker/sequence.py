@@ -20,6 +20,7 @@ class Sequence:
     attempt: int
     num_prompt: int
     cached: int
+    cached_prompt: int
     token_ids: "array[int]"
     page_table: "array[int]"
     page_size: int
@@ -45,6 +46,7 @@ class Sequence:
             attempt=admit.attempt,
             num_prompt=admit.num_prompt,
             cached=admit.cached,
+            cached_prompt=min(admit.cached, admit.num_prompt) if admit.cached_prompt is None else admit.cached_prompt,
             token_ids=token_ids,
             page_table=page_table,
             page_size=runner.page_size,
@@ -107,7 +109,7 @@ class Sequence:
             sequence_id=self.id,
             reason=reason,
             num_tokens=self.num_outputs,
-            cached_tokens=min(self.cached, self.num_prompt),
+            cached_tokens=self.cached_prompt,
             stop_token_id=stop_token_id,
             error=error.body() if error is not None else None,
             attempt=self.attempt,

@@ -287,11 +287,10 @@ class RadixIndex:
         return freed
 
     def cut(self, node: Node, position: int) -> tuple[Node, list[int]]:
-        """Takes back promised tokens from `position` (a page border) on, up the path from `node`, which only its
-        owner locks. Returns the node that the owner's lock is on now, and the pages."""
+        """Takes back tokens from `position` (a page border) on, up the path from `node`, as far as only one lock,
+        the caller's, is on them. Returns the node that this lock is on now, and the pages."""
         freed: list[int] = []
-        while node.end > position and node.parent is not None:
-            assert node.locks == 1 and not node.children, "promised pages that others use can't be taken back"
+        while node.end > position and node.parent is not None and node.locks == 1 and not node.children:
             parent = node.parent
             if node.start >= position:
                 node.locks = 0

@@ -300,7 +300,9 @@ class Scheduler:
 
     def _ended_by_worker(self, worker: WorkerState, ended: Ended, now: float) -> None:
         sequence = worker.running.get(ended.sequence_id)
-        if sequence is not None:
+        if sequence is not None and ended.reason is FinishReason.ERROR:
+            worker.fail(sequence, now)
+        elif sequence is not None:
             worker.finish(sequence, now)
         else:
             sequence = worker.retracting.pop(ended.sequence_id, None)

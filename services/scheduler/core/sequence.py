@@ -43,7 +43,8 @@ class Sequence:
     """tokens: prompt and output, int32 bytes. pages: its page table on its worker; the first `tree_pages` of them
     are the tree's (down to `node`, on which it holds a lock), the rest its own. computed: tokens whose keys and
     values are known to be there. number: order of arrival. num_matched: cached tokens where it waits or was
-    admitted. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute."""
+    admitted; matched_pages: whole pages of it. cached_prompt: the same at its first admission, which is what its
+    client is told. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute."""
 
     sequence_id: int
     choice: int
@@ -70,6 +71,7 @@ class Sequence:
     tree_pages: int = 0
     is_shadowed: bool = False
     computed: int = 0
+    matched_pages: int = 0
     admitted_tokens: int = 0
     prefill_left: int = 0
 

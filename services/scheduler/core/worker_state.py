@@ -129,7 +129,7 @@ class WorkerState:
     def _start(self, sequence: Sequence, match: Match, own: list[int], now: float) -> None:
         sequence.phase = Phase.RUNNING
         sequence.pages = match.pages + own
-        sequence.tree_pages = len(match.pages)
+        sequence.tree_pages = sequence.matched_pages = len(match.pages)
         sequence.node = match.node
         sequence.copy_node = match.copy_node
         sequence.is_shadowed = False
@@ -158,6 +158,7 @@ class WorkerState:
                 stop_token_ids=sequence.request.stop_token_ids,
                 max_tokens=sequence.request.max_tokens,
                 attempt=sequence.attempt,
+                cached_prompt=sequence.cached_prompt,
                 traceparent=sequence.request.traceparent,
             )
         )
@@ -266,6 +267,18 @@ class WorkerState:
         self._reserve = max(self._tuning.reserve_min, self._reserve * 0.98)
         self.release(sequence, now)
 
+    def fail(self, sequence: Sequence, now: float) -> None:
+        """The worker could not run the sequence: what it computed is not to be trusted, and what it promised will
+        not come, so those that wait for it start again."""
+        for other in reversed(list(self.running.values())):
+            if other is not sequence and _waits_for(other, sequence):
+                if other.phase is Phase.RUNNING:
+                    self.retract(other, now)
+                else:
+                    self.drop(other, now)
+        sequence.computed = min(sequence.computed, sequence.matched_pages * self.page_size)
+        self.release(sequence, now)
+
     def release(self, sequence: Sequence, now: float) -> None:
         """Gives the sequence's pages back: to the tree what is computed, to the pool the rest."""
         assert sequence.node is not None
@@ -344,3 +357,13 @@ class WorkerState:
         locks = sum(1 for s in self.running.values()) + sum(1 for s in self.running.values() if s.copy_node)
         assert sum(root.locks for root in self.index.roots()) == locks
         assert self.pending_prefill >= 0
+
+
+def _waits_for(sequence: Sequence, other: Sequence) -> bool:
+    """Whether the sequence's pages include some that `other` is still to compute."""
+    node = sequence.node
+    while node is not None:
+        if node.owner is other and node.computed_end < node.end:
+            return True
+        node = node.parent
+    return False

@@ -594,3 +594,15 @@ def test_stages_are_reported_for_traced_sequences() -> None:
     report = rig.engine.take_report()
     assert report is not None
     assert (report.stages[0].first_token_at, report.stages[0].ended) == (None, None)
+
+
+def test_a_sequence_cut_short_is_told_what_was_cached_with_its_first_token() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, list(range(10, 20)), [0, 1, 5, 6], max_tokens=1))
+    rig.run()
+    rig.plan(an_admit(2, list(range(10, 20)), [0, 1, 7, 8], cached=8, max_tokens=3))
+    rig.engine.step()
+    report = rig.engine.take_report()
+    assert report is not None
+    ((_, output),) = report.outputs()
+    assert (list(unpack_i64(output.cached_ids)), list(unpack_i32(output.cached))) == ([2], [8])

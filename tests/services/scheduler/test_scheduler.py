@@ -6,7 +6,7 @@ from services.scheduler.core.effects import Acknowledge, Arrived, ForgetWorker, 
 from services.scheduler.core.scheduler import MAX_CRASHES, RESYNC, Scheduler, make_policy
 from services.scheduler.core.sequence import Phase
 from services.scheduler.core.worker_state import Tuning
-from shared.messages import Abort, Admit, Drop, FinishReason, Generate, Goodbye, Retract, Sampling
+from shared.messages import Abort, Admit, Drop, Ended, FinishReason, Generate, Goodbye, Progress, Retract, Sampling
 from shared.packing import pack_i32
 from tests.services.scheduler.fake_worker import FakeWorker
 from tests.services.scheduler.world import World
@@ -185,6 +185,25 @@ def test_higher_priority_first() -> None:
         order += [admit.sequence_id for admit in admitted(worker)]
         step(world)
     assert order == [blocker, high, low]
+
+
+def test_a_sequence_that_the_worker_can_not_run_leaves_nothing_and_those_that_relied_on_it_start_again() -> None:
+    worker = FakeWorker(num_pages=100, page_size=4, budget=4)
+    world = a_world(worker)
+    prompt = [number % 5 for number in range(40)]
+    (first,) = world.arrive(prompt)
+    (second,) = world.arrive([*prompt, 1, 1])
+    step(world, 2)
+    worker.running.pop(first)
+    failure = Ended(sequence_id=first, reason=FinishReason.ERROR, num_tokens=0)
+    world.failed.add(first)
+    world.apply(
+        Progress(worker="w", epoch=worker.epoch, applied=worker.applied, at=0.0, ended=[failure]),
+    )
+    assert commands(worker, Retract) == [Retract(sequence_ids=[second])]
+    assert world.scheduler.workers["w"].pool.num_free == 100
+    world.run_out()
+    world.check_end()
 
 
 def test_a_deadline_ends_a_request_wherever_it_is() -> None:
