@@ -22,6 +22,7 @@ from services.gpu_worker.model_config import (
 from services.gpu_worker.pool_plan import PoolPlan
 from services.gpu_worker.rope import Rope
 from services.gpu_worker.step import SequenceStep
+from services.gpu_worker.transformers_model import load_transformers_model
 from services.gpu_worker.weights import Checkpoint, RandomWeights
 from shared.errors import ConfigError
 
@@ -129,9 +130,6 @@ def _load_native(
 def _load_by_transformers(
     config: PretrainedConfig, model_path: str, is_dummy: bool, seed: int, plan: PoolPlan, max_length: int
 ) -> ModelRunner:
-    # Here, because importing transformers' model classes takes 1.5 s, and the native path needs none of them.
-    from services.gpu_worker.transformers_model import load_transformers_model
-
     model = load_transformers_model(
         config,
         model_path,
