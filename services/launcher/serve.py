@@ -146,7 +146,8 @@ def ready_lines(
     url = client_url(settings.host, settings.port)
     model = readiness.model or settings.served_model_name or Path(settings.model_path).name
     context = f", context {readiness.max_model_len} tokens" if readiness.max_model_len else ""
-    body = {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    question = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": model, "messages": [question], "max_tokens": 64}
     yield f"Sapwood is ready after {seconds:.1f} s"
     yield f"  API        {url}/v1"
     yield f"  model      {model}{context} ({settings.model_path})"
