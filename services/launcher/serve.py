@@ -170,7 +170,10 @@ def _without_password(url: str) -> str:
 
 def _own_command() -> str:
     """How to call us from another terminal of this machine."""
-    return "sapwood" if shutil.which("sapwood") else shlex.join([sys.executable, "-m", "services.launcher"])
+    if shutil.which("sapwood"):
+        return "sapwood"
+    script = Path(sys.executable).with_name("sapwood")
+    return shlex.quote(str(script)) if script.exists() else shlex.join([sys.executable, "-m", "services.launcher"])
 
 
 def _counted(plans: Sequence[ProcessPlan]) -> str:
