@@ -16,7 +16,7 @@ from services.gpu_worker.kv_cache import LayerPages, PagePool
 from services.gpu_worker.linear import Linear
 from services.gpu_worker.model_config import DecoderConfig
 from services.gpu_worker.rope import Rope, rotate
-from services.gpu_worker.weights import Weights
+from services.gpu_worker.weights import Weights, owned
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Decoder:
         self._config = config
         self._rope = rope
         vocab, width = config.vocab_size, config.hidden_size
-        self._embedding = weights.get("model.embed_tokens.weight", vocab, width)
+        self._embedding = owned(weights.get("model.embed_tokens.weight", vocab, width))
         self._layers = [_load_layer(config, weights, index) for index in range(config.num_layers)]
-        self._norm = weights.get("model.norm.weight", width)
+        self._norm = owned(weights.get("model.norm.weight", width))
         self._head = Linear(self._embedding if config.tied_embeddings else weights.get("lm_head.weight", vocab, width))
         weights.check_all_used(
             lambda name: name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight")
@@ -94,7 +94,7 @@ def _load_layer(config: DecoderConfig, weights: Weights, index: int) -> Layer:
     q_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
 
     def norm(name: str, size: int) -> Tensor:
-        return weights.get(f"{prefix}{name}.weight", size)
+        return owned(weights.get(f"{prefix}{name}.weight", size))
 
     def linear(parts: dict[str, int], inputs: int, has_bias: bool) -> Linear:
         """The products `parts` (name -> outputs) of the same input as one."""

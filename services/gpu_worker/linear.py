@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.gpu_worker.weights import owned
+
 # oneDNN picks the layout for a number of rows; timings at 1 to 2,048 rows are the same for every hint above 1.
 _PACK_FOR_ROWS = 32
 
@@ -32,9 +34,11 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight [out, in], bias [out]."""
         self._is_packed = can_pack(weight)
-        self._bias = bias
+        self._bias = None if bias is None else owned(bias)
         self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_FOR_ROWS) if self._is_packed else weight
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_FOR_ROWS)
+            if self._is_packed
+            else owned(weight)
         )
 
     def __call__(self, x: Tensor) -> Tensor:

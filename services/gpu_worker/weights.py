@@ -21,7 +21,8 @@ class Weights(Protocol):
     """A model's named tensors, each asked for once, in the dtype and on the device that it computes with."""
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """The tensor of that name; ConfigError if it is missing or has another shape."""
+        """The tensor of that name; ConfigError if it is missing or has another shape. It may be a view of a mapped
+        file: whoever keeps it as it is keeps `owned` of it."""
 
     def check_all_used(self, is_expected: Callable[[str], bool] = lambda name: False) -> None:
         """ConfigError when tensors are left that nobody asked for, but for those that `is_expected`."""
@@ -30,7 +31,7 @@ class Weights(Protocol):
 class Checkpoint:
     """The *.safetensors of a model folder; the shards of model.safetensors.index.json when there is one.
 
-    A tensor is copied once, from the mapped file to its place; the pages of the file are the kernel's to drop."""
+    A tensor goes straight from the mapped file to its device; on a CPU it is a view of the map if the dtype fits."""
 
     def __init__(self, model_path: str, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
@@ -95,6 +96,11 @@ class RandomWeights:
 
     def check_all_used(self, is_expected: Callable[[str], bool] = lambda name: False) -> None:
         """There are as many as were asked for."""
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: what is mapped changes, or kills the process, when its file is overwritten."""
+    return tensor.clone() if tensor.device.type == "cpu" else tensor
 
 
 def _shards(folder: Path) -> dict[str, Path]:

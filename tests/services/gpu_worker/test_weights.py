@@ -71,6 +71,16 @@ def test_missing_and_unexpected_and_misshapen_tensors_are_named(tmp_path: Path) 
     assert "tensor model.norm.weight is missing" in load_error(tmp_path)
 
 
+def test_a_loaded_model_does_not_follow_its_file(tmp_path: Path) -> None:
+    save_model(LlamaConfig(**TINY, attention_bias=True), tmp_path)
+    sequences = Sequences(load_runner(str(tmp_path), num_pages=16), [10])
+    before = sequences.run({0: 10})[0]
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.write(bytes((tmp_path / "model.safetensors").stat().st_size))
+    sequences.computed[0] = 0
+    assert torch.equal(sequences.run({0: 10})[0], before)
+
+
 def test_known_leftovers_of_old_checkpoints_are_no_error(tmp_path: Path) -> None:
     save_model(LlamaConfig(**TINY, tie_word_embeddings=True), tmp_path)
     change_tensors(
