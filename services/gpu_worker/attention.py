@@ -6,6 +6,10 @@ Query n of a sequence at position p sees positions max(0, p - window + 1) .. p. 
 of keys and values; the kernel takes them as G queries (one token) or as G heads over keys of stride 0 (more tokens),
 so that keys are never repeated in memory.
 
+Scores are kept in float32 by PyTorch's attention kernel, or rounded to the batch's dtype between two matrix products
+(`rounds_scores`), as transformers' plain attention does, which in bfloat16 takes half the time on a CPU. Rounding is for
+models whose scores stay small; biases of the keys, as Qwen2 has them, can make scores of a hundred and more.
+
 A slot that was not written may hold anything, NaN included, and 0 * NaN is NaN: masking scores is not enough. Sequences
 of one token are computed together over copies of their pages in which what they do not see is zeroed; a longer run
 is computed alone over exactly the tokens that it sees.
@@ -52,8 +56,7 @@ class Chunk:
     """A sequence's N tokens in a row, or a block of them: rows first .. first + N - 1 of the batch.
 
     It sees `length` tokens, from token `offset` of its `pages` [P] on; or from slot `offset` on when its pages
-    follow each other in memory and pages is None. mask: addend [N, length]; None with N == 1, where all is seen, and
-    with N == length, where it is plainly causal."""
+    follow each other in memory and pages is None. mask: addend [N, length]; None with N == 1, where all is seen."""
 
     first: int
     count: int
@@ -154,7 +157,7 @@ def _plan_chunk(
     count, length = span.count, span.stop - span.skip
     mask = None
     is_windowed = window is not None and count > 1 and length > window
-    if count > 1 and (count < length or is_windowed):
+    if count > 1:
         rows = np.arange(length - count, length)[:, None]
         columns = np.arange(length)
         is_hidden = columns > rows
@@ -167,72 +170,94 @@ def _plan_chunk(
     return Chunk(first, count, torch.from_numpy(span.pages.astype(np.int64)).to(device), span.skip, length, mask)
 
 
-def attend(query: Tensor, layer: LayerPages, plan: AttentionPlan, scale: float, softcap: float | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    layer: LayerPages,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None = None,
+    *,
+    rounds_scores: bool = False,
+) -> Tensor:
     """query [N, H, D] -> [N, H, D], over a layer whose new keys and values are written.
 
-    softcap c replaces scores s by c * tanh(s / c)."""
+    softcap c replaces scores s by c * tanh(s / c); rounds_scores has no effect with it."""
+    kernel = _Kernel(scale, softcap, rounds_scores and softcap is None)
     num_parts = len(plan.groups) + len(plan.chunks)
     if num_parts == 1 and plan.chunks:
-        return _attend_chunk(query, layer, plan.chunks[0], scale, softcap)
+        return _attend_chunk(query, layer, plan.chunks[0], kernel)
     if num_parts == 1:
-        return _attend_group(query, layer, plan.groups[0], scale, softcap)
+        return _attend_group(query, layer, plan.groups[0], kernel)
     out = torch.empty_like(query)
     for group in plan.groups:
         rows = slice(group.first, group.first + group.count)
-        out[rows] = _attend_group(query[rows], layer, group, scale, softcap)
+        out[rows] = _attend_group(query[rows], layer, group, kernel)
     for chunk in plan.chunks:
         rows = slice(chunk.first, chunk.first + chunk.count)
-        out[rows] = _attend_chunk(query[rows], layer, chunk, scale, softcap)
+        out[rows] = _attend_chunk(query[rows], layer, chunk, kernel)
     return out
 
 
-def _attend_group(query: Tensor, layer: LayerPages, group: Group, scale: float, softcap: float | None) -> Tensor:
-    copies = layer.pages.index_select(1, group.pages).flatten(1, 2)  # [2, B * P * page_size, Hkv, D]
+def _attend_group(query: Tensor, layer: LayerPages, group: Group, kernel: "_Kernel") -> Tensor:
+    copies = layer.pages.index_select(2, group.pages).flatten(2, 3)  # [2, Hkv, B * P * page_size, D]
     if group.hidden is not None:
-        copies.index_fill_(1, group.hidden, 0)
-    num_kv_heads, head_dim = copies.shape[2:]
-    keys, values = copies.view(2, group.count, -1, num_kv_heads, head_dim).transpose(2, 3).unbind(0)
-    queries = query.reshape(group.count, num_kv_heads, -1, head_dim)
-    mask = None if group.mask is None else group.mask.expand(-1, 1, queries.shape[2], -1)
-    return _sdpa(queries, keys, values, mask, False, scale, softcap).reshape(query.shape)
+        copies.index_fill_(2, group.hidden, 0)
+    num_kv_heads, _, head_dim = copies.shape[1:]
+    keys, values = copies.view(2, num_kv_heads, group.count, -1, head_dim).unbind(0)
+    queries = query.reshape(group.count, num_kv_heads, -1, head_dim).transpose(0, 1)
+    mask = None if group.mask is None else group.mask.view(1, group.count, 1, -1)
+    return kernel(queries, keys, values, mask).transpose(0, 1).reshape(query.shape)
 
 
-def _attend_chunk(query: Tensor, layer: LayerPages, chunk: Chunk, scale: float, softcap: float | None) -> Tensor:
+def _attend_chunk(query: Tensor, layer: LayerPages, chunk: Chunk, kernel: "_Kernel") -> Tensor:
     seen = slice(chunk.offset, chunk.offset + chunk.length)
     if chunk.pages is None:
-        context = layer.by_slot[:, seen]
+        context = layer.by_slot[:, :, seen]
     else:
-        context = layer.pages.index_select(1, chunk.pages).flatten(1, 2)[:, seen]
-    keys, values = context.transpose(1, 2).unbind(0)  # [Hkv, length, D]
+        context = layer.pages.index_select(2, chunk.pages).flatten(2, 3)[:, :, seen]
+    keys, values = context.unbind(0)  # [Hkv, length, D]
     num_kv_heads, _, head_dim = keys.shape
     if chunk.count == 1:
         queries = query.reshape(1, num_kv_heads, -1, head_dim)
-        return _sdpa(queries, keys[None], values[None], None, False, scale, softcap).reshape(query.shape)
+        return kernel(queries, keys[None], values[None], None).reshape(query.shape)
     queries = query.reshape(chunk.count, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-    keys, values = (part[:, None].expand(-1, queries.shape[1], -1, -1) for part in (keys, values))
-    out = _sdpa(queries, keys, values, chunk.mask, chunk.mask is None, scale, softcap)
-    return out.permute(2, 0, 1, 3).reshape(query.shape)
+    return kernel(queries, keys[:, None], values[:, None], chunk.mask).permute(2, 0, 1, 3).reshape(query.shape)
 
 
-def _sdpa(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """[B, H, N, D] x [B, H, T, D] -> [B, H, N, D]."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal, scale=scale)
-    scores = (query.float() @ keys.float().transpose(-1, -2)) * scale
-    scores = torch.tanh(scores / softcap) * softcap
-    if is_causal:
-        scores += torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu_(1)
-    elif mask is not None:
-        scores += mask
-    return (scores.softmax(-1) @ values.float()).to(query.dtype)
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """softmax(query keys^T * scale + mask) values: [B, H, N, D] x [B, H or 1, T, D] -> [B, H, N, D].
+
+    mask: addend that broadcasts to [B, H, N, T]."""
+
+    scale: float
+    softcap: float | None
+    rounds_scores: bool
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        if self.rounds_scores:
+            return self._two_products(query, keys, values, mask)
+        if keys.shape[1] != query.shape[1]:
+            keys, values = (part.expand(-1, query.shape[1], -1, -1) for part in (keys, values))
+        if mask is not None:
+            mask = mask.expand(*query.shape[:3], -1)
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
+        scores = (query.float() @ keys.float().transpose(-1, -2)) * self.scale
+        scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores += mask
+        return (scores.softmax(-1) @ values.float()).to(query.dtype)
+
+    def _two_products(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        batch, num_heads, num_rows, head_dim = query.shape
+        num_matrices, num_tokens = keys.shape[0] * keys.shape[1], keys.shape[2]
+        queries = (query * self.scale).reshape(num_matrices, -1, head_dim)
+        scores = torch.bmm(queries, keys.reshape(num_matrices, num_tokens, head_dim).transpose(1, 2))
+        if mask is not None:
+            scores.view(batch, num_heads, num_rows, num_tokens).add_(mask)
+        out = torch.bmm(scores.softmax(-1), values.reshape(num_matrices, num_tokens, head_dim))
+        return out.view(batch, num_heads, num_rows, head_dim)
 
 
 def attend_reference(
@@ -246,15 +271,15 @@ def attend_reference(
 ) -> Tensor:
     """The definition, in float32, a token at a time. query [N, H, D], rows in the order of `steps`."""
     rows: list[Tensor] = []
-    num_groups = query.shape[1] // layer.keys.shape[1]
+    num_groups = query.shape[1] // layer.keys.shape[0]
     for step in steps:
         for position in range(step.start, step.end):
             seen = range(0 if window is None else max(0, position - window + 1), position + 1)
             slots = [step.page_table[t // page_size] * page_size + t % page_size for t in seen]
-            keys = layer.keys[slots].float().repeat_interleave(num_groups, 1)  # [T, H, D]
-            values = layer.values[slots].float().repeat_interleave(num_groups, 1)
-            scores = torch.einsum("hd,thd->ht", query[len(rows)].float(), keys) * scale
+            keys = layer.keys[:, slots].float().repeat_interleave(num_groups, 0)  # [H, T, D]
+            values = layer.values[:, slots].float().repeat_interleave(num_groups, 0)
+            scores = torch.einsum("hd,htd->ht", query[len(rows)].float(), keys) * scale
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            rows.append(torch.einsum("ht,thd->hd", scores.softmax(-1), values))
+            rows.append(torch.einsum("ht,htd->hd", scores.softmax(-1), values))
     return torch.stack(rows).to(query.dtype)

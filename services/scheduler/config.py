@@ -22,7 +22,7 @@ class Settings(BaseSettings, frozen=True, kw_only=True):
     lookahead: Annotated[
         float, msgspec.Meta(gt=0), help_("admitted prompt tokens a worker may have before it, in prefill budgets")
     ] = 2.0
-    worker_lapse_s: Annotated[float, msgspec.Meta(gt=1), help_("a worker silent for so long is given up")] = 15.0
+    worker_lapse_s: Annotated[float, msgspec.Meta(gt=1), help_("a worker silent for so long is given up")] = 6.0
     no_worker_patience_s: Annotated[
         float, msgspec.Meta(ge=0), help_("how long requests wait for a first worker before they end with 503")
     ] = 60.0

@@ -29,6 +29,7 @@ from shared.packing import unpack_i32, unpack_i64
 
 log = logging.getLogger(__name__)
 
+SILENT_S = 2.5  # a worker that has not been heard of for so long gets nothing new while another can take it
 RESYNC = 2**31 - 1  # a plan number that no worker expects: it answers with a new epoch
 MAX_CRASHES = 3
 
@@ -56,7 +57,7 @@ class Scheduler:
         policy: Callable[[], Policy],
         tuning: Tuning | None = None,
         *,
-        worker_lapse_s: float = 15.0,
+        worker_lapse_s: float = 6.0,
         no_worker_patience_s: float = 60.0,
     ) -> None:
         """worker_lapse_s: a worker silent for so long is lost. no_worker_patience_s: how long requests wait for a
@@ -153,6 +154,7 @@ class Scheduler:
             )
             self._fail(sequence, 400, message, "invalid_request_error", "context_length_exceeded", now)
             return
+        able = [worker for worker in able if now - worker.last_seen < SILENT_S] or able
         if len(able) == 1:
             able[0].enqueue(sequence, now)
             return
@@ -376,7 +378,7 @@ class Scheduler:
     def _steal(self, now: float) -> None:
         """Gives an idle worker one sequence that waits elsewhere, the one that loses the least cached tokens."""
         for idle in self.workers.values():
-            if idle.running or idle.waiting:
+            if idle.running or idle.waiting or now - idle.last_seen >= SILENT_S:
                 continue
             busy = max(self.workers.values(), key=lambda worker: len(worker.waiting))
             able = [s for s in busy.waiting if s.final_tokens <= idle.max_tokens]

@@ -63,6 +63,22 @@ def test_matches_reference(spans: list[tuple[int, int]], page_size: int, window:
         torch.testing.assert_close(attend(query, layer, plan, 0.3), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 16], ids=lambda window: f"window-{window}")
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("spans", BATCHES.values(), ids=BATCHES)
+def test_rounded_scores_match_reference(spans: list[tuple[int, int]], page_size: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    shape = KVShape(1, 3, 16)
+    for is_contiguous, dtype in ((False, torch.float32), (True, torch.float32), (False, torch.bfloat16)):
+        layer, steps = make_batch(spans, page_size, 1, shape=shape, is_contiguous=is_contiguous, dtype=dtype)
+        query = torch.randn(sum(len(step.token_ids) for step in steps), 9, 16, dtype=dtype)
+        plan = plan_attention(steps, page_size, window, dtype, CPU)
+        expected = attend_reference(query, layer, steps, page_size, 0.3, window).float()
+        actual = attend(query, layer, plan, 0.3, rounds_scores=True).float()
+        error = (actual - expected).norm() / expected.norm()
+        assert error < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+
+
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_softcap_and_half_precision_match_reference(dtype: torch.dtype, softcap: float | None) -> None:

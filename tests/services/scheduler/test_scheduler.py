@@ -323,6 +323,16 @@ def test_an_idle_worker_takes_over_what_waits_elsewhere() -> None:
     world.check_end()
 
 
+def test_nothing_new_goes_to_a_silent_worker_while_another_is_heard() -> None:
+    silent, heard = FakeWorker(name="silent", num_pages=100), FakeWorker(name="heard", num_pages=100)
+    world = a_world(silent, heard)
+    world.apply(heard.step(), after=3.0)
+    for number in range(4):
+        world.arrive([number] * 6, 1)
+    assert not admitted(silent)
+    assert len(admitted(heard)) == 4
+
+
 def test_a_request_goes_where_its_prefix_is() -> None:
     one, two = FakeWorker(name="one", num_pages=100), FakeWorker(name="two", num_pages=100)
     world = a_world(one, two)
