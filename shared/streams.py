@@ -133,6 +133,32 @@ async def wait_for_broker(client: "redis.asyncio.Redis", patience_s: float = 60.
         )
 
 
+class Wire:
+    """A connection of one task's own, without the client's pool, retries and reply callbacks: a third to a half of
+    the CPU time per round trip, on the paths that run once a step."""
+
+    def __init__(self, client: "redis.asyncio.Redis") -> None:
+        pool: Any = client.connection_pool
+        self._connection: Any = pool.make_connection()
+
+    async def execute(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        """The raw replies, an error reply as the exception. Raises LOST_CONNECTION; connects again when next asked."""
+        connection = self._connection
+        if not connection.is_connected:
+            await connection.connect()
+        await connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+        return replies
+
+    async def close(self) -> None:
+        await self._connection.disconnect()
+
+
 class Bus:
     """A deployment's streams on one broker: where keys get their prefix."""
 
@@ -269,25 +295,40 @@ class Bus:
         read for the streams to read and the last id seen in each ("0" from the start, "$" is not for use: it
         loses entries between reads); the caller moves them on. Yields an empty batch when `block_s` passes
         without an entry, so that the caller can change its mind about the streams."""
+        wire = Wire(self.client)
         attempt = 0
-        while True:
-            wanted = cursors()
-            if not wanted:
-                await asyncio.sleep(block_s)
-                yield []
-                continue
-            by_key = {self.key(stream.name).encode(): stream for stream in wanted}
-            at: dict[Any, Any] = {self.key(stream.name): cursor for stream, cursor in wanted.items()}
-            try:
-                reply = await self.client.xread(at, count=count, block=int(block_s * 1000))
-                attempt = 0
-            except LOST_CONNECTION as error:
-                log.warning("reading %s: %s; trying again", ", ".join(at), error)
-                attempt += 1
-                await backoff(attempt)
-                yield []
-                continue
-            yield self._deliveries(by_key, _entries(reply))
+        try:
+            while True:
+                wanted = cursors()
+                if not wanted:
+                    await asyncio.sleep(block_s)
+                    yield []
+                    continue
+                by_key = {self.key(stream.name).encode(): stream for stream in wanted}
+                command: list[Any] = [
+                    "XREAD",
+                    "COUNT",
+                    count,
+                    "BLOCK",
+                    int(block_s * 1000),
+                    "STREAMS",
+                    *by_key,
+                    *wanted.values(),
+                ]
+                try:
+                    (reply,) = await wire.execute([command])
+                    attempt = 0
+                except LOST_CONNECTION as error:
+                    log.warning("reading %s: %s; trying again", ", ".join(s.name for s in wanted), error)
+                    attempt += 1
+                    await backoff(attempt)
+                    yield []
+                    continue
+                if isinstance(reply, Exception):
+                    raise BusError(f"the broker refused to read {', '.join(s.name for s in wanted)}: {reply}")
+                yield self._deliveries(by_key, _raw_entries(reply))
+        finally:
+            await wire.close()
 
     def _deliveries(
         self, by_key: Mapping[bytes, Stream[M]], entries: list[tuple[bytes, bytes, dict[bytes, bytes]]]
@@ -400,6 +441,13 @@ class Outbox:
             await self._progress.wait_for(lambda: self._written >= target)
 
     async def run(self) -> None:
+        wire = Wire(self._bus.client)
+        try:
+            await self._write_for_ever(wire)
+        finally:
+            await wire.close()
+
+    async def _write_for_ever(self, wire: Wire) -> None:
         attempt = 0
         while True:
             if not self._commands:
@@ -407,11 +455,8 @@ class Outbox:
                 await self._wake.wait()
             batch = self._commands[: self.MAX_BATCH]
             OUTBOX_ENTRIES.set(len(self._commands))
-            pipeline = self._bus.client.pipeline(transaction=False)
-            for command in batch:
-                pipeline.execute_command(*command)
             try:
-                results = await pipeline.execute(raise_on_error=False)
+                results = await wire.execute(batch)
                 attempt = 0
             except LOST_CONNECTION as error:
                 log.warning("writing to the broker: %s; trying again", error)
@@ -453,6 +498,18 @@ def _entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
             entries = entries[0]
         out += [(key, entry_id, fields) for entry_id, fields in entries if fields]
     return out
+
+
+def _raw_entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
+    """As `_entries`, from a reply as it came over the wire, with flat fields."""
+    if not reply:
+        return []
+    return [
+        (key, entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+        for key, entries in (reply.items() if isinstance(reply, dict) else reply)
+        for entry_id, fields in entries
+        if fields
+    ]
 
 
 def _family(stream: Stream[Any]) -> str:

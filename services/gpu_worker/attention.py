@@ -7,8 +7,8 @@ of keys and values; the kernel takes them as G queries (one token) or as G heads
 so that keys are never repeated in memory.
 
 Scores are kept in float32 by PyTorch's attention kernel, or rounded to the batch's dtype between two matrix products
-(`rounds_scores`), as transformers' plain attention does, which in bfloat16 takes half the time on a CPU. Rounding is for
-models whose scores stay small; biases of the keys, as Qwen2 has them, can make scores of a hundred and more.
+(`rounds_scores`), as transformers' plain attention does, which in bfloat16 takes half the time on a CPU. Rounding is
+for models whose scores stay small; biases of the keys, as Qwen2 has them, can make scores of a hundred and more.
 
 A slot that was not written may hold anything, NaN included, and 0 * NaN is NaN: masking scores is not enough. Sequences
 of one token are computed together over copies of their pages in which what they do not see is zeroed; a longer run

@@ -20,9 +20,9 @@ from services.gpu_worker.weights import Weights, owned
 
 
 def logit_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What the last product is computed in. A CPU's product of bfloat16 rounds its result to bfloat16, which has steps of
-    1/8 between 16 and 32, where the best logits are: near ties fall any way, and a prompt's answer would depend on how
-    much of it was cached. In float32 it costs SmolLM2-135M 2 ms a step."""
+    """What the last product is computed in. A CPU's product of bfloat16 rounds its result to bfloat16, which has steps
+    of 1/8 between 16 and 32, where the best logits are: near ties fall any way, and a prompt's answer would depend on
+    how much of it was cached. In float32 it costs SmolLM2-135M 2 ms a step."""
     return torch.float32 if device.type == "cpu" else dtype
 
 

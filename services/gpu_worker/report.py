@@ -59,6 +59,11 @@ class Report:
     stalled: list[int] = field(default_factory=list)
     stages: list[Stages] = field(default_factory=list)
 
+    @property
+    def is_decode_alone(self) -> bool:
+        """Whether nothing happened but that running sequences got tokens."""
+        return not (self.ended or self.cached or self.computed or self.retracted)
+
     def add_token(self, shard: int, sequence_id: int, index: int, token_id: int) -> None:
         tokens = self.tokens.get(shard)
         if tokens is None:

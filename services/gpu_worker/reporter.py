@@ -1,4 +1,8 @@
-"""Tells scheduler and tokenizers what the engine did: at most every 2 ms, at least every heartbeat."""
+"""Tells tokenizers and scheduler what the engine did: at most every 2 ms, at least every heartbeat.
+
+Tokens go to the shards at once. The scheduler need not wake for each step of steady decode: it is told when anything
+else happened, or after a few steps, well before a lease runs low.
+"""
 
 import asyncio
 import time
@@ -11,6 +15,9 @@ from shared.messages import HEARTBEAT_S, Goodbye, Hello, Plan
 from shared.streams import EVENTS, Bus, Delivery, plan_stream, shard_stream
 
 REPORT_EVERY_S = 0.002
+HELD_STEPS = 8
+HELD_S = 0.1
+"""What the scheduler may not know yet of steady decode: tokens of a sequence, and for how long."""
 HEARTBEAT_BACKLOG = 64
 """With so many commands unwritten the broker is away, and signs of life would only pile up."""
 
@@ -27,8 +34,10 @@ class Reporter:
         self._hello = hello
         self._loop = asyncio.get_running_loop()
         self._pending: Report | None = None
+        self._held: Report | None = None
+        self._held_steps = 0
         self._flushing: asyncio.TimerHandle | None = None
-        self._posted_at = float("-inf")
+        self._flushed_at = self._posted_at = float("-inf")
         self._epoch: int | None = None
         self._applied = 0
         self._stalled: list[int] = []
@@ -45,7 +54,7 @@ class Reporter:
             self._pending = report
         else:
             self._pending.extend(report)
-        wait = self._posted_at + REPORT_EVERY_S - self._loop.time()
+        wait = self._flushed_at + REPORT_EVERY_S - self._loop.time()
         if wait <= 0:
             self.flush()
         elif self._flushing is None:
@@ -66,11 +75,24 @@ class Reporter:
             self._bus.outbox.post(EVENTS, self._hello(report.epoch))
         for shard, output in report.outputs():
             self._bus.outbox.post(shard_stream(shard), output)
-        self._post_progress(report)
+        self._flushed_at = self._loop.time()
         for stages in report.stages:
             spans.record(stages, self._model, self._worker)
+        self._hold(report)
+
+    def _hold(self, report: Report) -> None:
+        """Posts the progress with what was held before, unless it is a step of steady decode and can wait."""
+        is_steady = report.is_decode_alone and (report.applied, report.stalled) == (self._applied, self._stalled)
+        if self._held is None or self._held.epoch != report.epoch:
+            self._held = report
+        else:
+            self._held.extend(report)
+        self._held_steps += 1
+        if not is_steady or self._held_steps >= HELD_STEPS or self._loop.time() - self._posted_at >= HELD_S:
+            self._post_progress(self._held)
 
     def _post_progress(self, report: Report) -> None:
+        self._held, self._held_steps = None, 0
         self._bus.outbox.post(EVENTS, report.progress(self._worker, time.time()))
         self._posted_at = self._loop.time()
         self._applied, self._stalled = report.applied, report.stalled
@@ -79,7 +101,7 @@ class Reporter:
         """A sign of life, if nothing was said lately. To be called twice a heartbeat while the engine lives."""
         is_due = self._loop.time() - self._posted_at > HEARTBEAT_S / 2
         if is_due and self._epoch is not None and self._bus.outbox.backlog < HEARTBEAT_BACKLOG:
-            self._post_progress(Report(self._epoch, self._applied, stalled=self._stalled))
+            self._post_progress(self._held or Report(self._epoch, self._applied, stalled=self._stalled))
 
     def note_read(self, delivery: Delivery[Plan]) -> None:
         """A plan was read from the stream and goes to the engine."""
@@ -97,6 +119,8 @@ class Reporter:
     def farewell(self) -> None:
         """The last words."""
         self.flush()
+        if self._held is not None:
+            self._post_progress(self._held)
         self._has_left = True
         if self._epoch is not None:
             self._bus.outbox.post(EVENTS, Goodbye(worker=self._worker, epoch=self._epoch))
