@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 
-from services.gpu_worker.memory import keep_freed_memory
 from services.gpu_worker.runner import ModelRunner, load_runner
 from services.gpu_worker.step import SequenceStep
 
@@ -61,7 +60,6 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--contiguous", action="store_true")
     options = parser.parse_args()
-    keep_freed_memory()
     torch.set_num_threads(options.threads)
     runner = load_runner(
         options.model_path,

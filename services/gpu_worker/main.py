@@ -17,7 +17,6 @@ from services.gpu_worker import engine_thread, metrics
 from services.gpu_worker.config import Limits, Settings, resolve
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
-from services.gpu_worker.memory import keep_freed_memory
 from services.gpu_worker.reporter import Reporter
 from services.gpu_worker.runner import load_runner
 from services.gpu_worker.sampler import Sampler
@@ -140,8 +139,6 @@ async def _keep(engine: EngineThread, reporter: Reporter, step_timeout_s: float)
 
 def main(load: Load = load) -> None:
     code: int | str | None = 0
-    if not keep_freed_memory():
-        print("gpu_worker: this C library cannot keep freed memory; large steps are slower", file=sys.stderr)
     try:
         run_service("gpu_worker", Settings, functools.partial(serve, load=load))
     except SystemExit as stop:

@@ -1,29 +1,10 @@
 """How much memory a device has left, asked before anything large is allocated."""
 
-import ctypes
 from pathlib import Path
 
 import torch
 
 GIB = 1 << 30
-MIB = 1 << 20
-
-_MALLOPT = {  # numbers from glibc's malloc.h, https://man7.org/linux/man-pages/man3/mallopt.3.html
-    -8: 1,  # M_ARENA_MAX: the engine's thread allocates where the limits below hold
-    -3: 32 * MIB,  # M_MMAP_THRESHOLD, the most that glibc takes
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD
-    -2: 64 * MIB,  # M_TOP_PAD
-}
-
-
-def keep_freed_memory() -> bool:
-    """Makes malloc keep what is freed, so that a step finds its activations' pages mapped; whether this libc can.
-
-    By default glibc returns large blocks to the system, and every step faults them in again: of SmolLM2's 512-token
-    prefill on two Zen 4 cores that was 5,000 page faults, 36 ms of system time, and 1.0 ms instead of 0.12 for each
-    RMSNorm. To be called before other threads start."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([bool(mallopt(option, value)) for option, value in _MALLOPT.items()])
 
 
 def available_memory(device: torch.device) -> int:
