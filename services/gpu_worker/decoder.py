@@ -67,24 +67,24 @@ class Decoder:
         hidden = F.embedding(batch.token_ids, self._embedding)
         cos, signed_sin = self._rope.angles(batch.positions, hidden.dtype)
         for layer, pages in zip(self._layers, pool.layers, strict=True):
-            hidden = hidden + self._attention(
-                layer, self._rms_norm(hidden, layer.input_norm), cos, signed_sin, batch, pages
-            )
+            mixed = self._attention(layer, hidden, cos, signed_sin, batch, pages)
+            if layer is self._layers[-1]:  # from here on, nothing is needed of rows without logits
+                if not batch.logit_rows.shape[0]:
+                    return torch.empty((0, config.vocab_size), dtype=torch.float32, device=hidden.device)
+                mixed, hidden = mixed.index_select(0, batch.logit_rows), hidden.index_select(0, batch.logit_rows)
+            hidden = layer.o(mixed, hidden)
             gate_up = layer.gate_up(self._rms_norm(hidden, layer.mlp_norm))
             gate, up = gate_up.chunk(2, -1)
-            hidden = hidden + layer.down(F.silu(gate).mul_(up))
-        last = hidden.index_select(0, batch.logit_rows).to(self._logit_dtype)
-        if not last.shape[0]:
-            return torch.empty((0, config.vocab_size), dtype=torch.float32, device=hidden.device)
-        return self._head(self._rms_norm(last, self._norm)).float()
+            hidden = layer.down(F.silu(gate).mul_(up), hidden)
+        return self._head(self._rms_norm(hidden.to(self._logit_dtype), self._norm)).float()
 
     def _attention(
-        self, layer: Layer, x: Tensor, cos: Tensor, signed_sin: Tensor, batch: Batch, pages: LayerPages
+        self, layer: Layer, hidden: Tensor, cos: Tensor, signed_sin: Tensor, batch: Batch, pages: LayerPages
     ) -> Tensor:
-        """x [N, hidden_size] -> [N, hidden_size]."""
+        """hidden [N, hidden_size] -> the heads' outputs side by side, [N, num_heads * head_dim]."""
         num_heads, num_kv_heads, head_dim = self._config.num_heads, self._config.num_kv_heads, self._config.head_dim
         first_value = num_heads + num_kv_heads
-        qkv = layer.qkv(x).view(-1, first_value + num_kv_heads, head_dim)
+        qkv = layer.qkv(self._rms_norm(hidden, layer.input_norm)).view(-1, first_value + num_kv_heads, head_dim)
         rotated = qkv[:, :first_value]
         if layer.q_norm is not None and layer.k_norm is not None:
             queries = self._rms_norm(rotated[:, :num_heads], layer.q_norm)
@@ -99,7 +99,7 @@ class Decoder:
             head_dim**-0.5,
             rounds_scores=self._rounds_scores,
         )
-        return layer.o(out.reshape(-1, num_heads * head_dim))
+        return out.reshape(-1, num_heads * head_dim)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return torch.rms_norm(x, weight.shape, weight, self._config.norm_eps)

@@ -27,7 +27,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class Linear:
-    """x [N, in] -> x W^T + b [N, out], for N of at least 1."""
+    """x [N, in] -> x W^T + b [N, out], N at least 1; with a residual [N, out] added, in the same pass over it."""
 
     __slots__ = ("_bias", "_is_packed", "_weight")
 
@@ -41,8 +41,14 @@ class Linear:
             else owned(weight)
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._is_packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-            return out
-        return F.linear(x, self._weight, self._bias)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor
+        if not self._is_packed:
+            out = F.linear(x, self._weight, self._bias)
+            return out if residual is None else residual + out
+        product = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            out = product(x, self._weight, self._bias, "none", [], "")
+        else:
+            out = product.binary(x, residual, self._weight, self._bias, "add")
+        return out

@@ -1,7 +1,7 @@
 """The default model over the API, as clients use it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -142,3 +142,14 @@ def test_errors_name_the_field(http: Http, body: dict[str, Any], status: int, pa
 def test_a_body_that_is_no_json_is_refused(http: Http) -> None:
     response = http.post("/v1/chat/completions", data=b"{", headers={"Content-Type": "application/json"})
     assert response.status_code == 400
+
+
+def test_the_answer_in_bfloat16_does_not_depend_on_what_is_cached(serve: Callable[..., Any]) -> None:
+    """The model's own dtype, which users get: a cached prompt is computed in other pieces, so other roundings."""
+    served = serve()
+    with Http(served.url) as http:
+        for _ in range(3):
+            body = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 32}
+            answer = http.post("/v1/chat/completions", json=body).json()
+            assert answer["choices"][0]["message"]["content"] == ANSWER
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 30

@@ -21,8 +21,13 @@ def test_matches_the_dense_product(dtype: torch.dtype, outputs: int, inputs: int
             actual = product(x)
             assert actual.dtype is dtype
             assert actual.shape == (rows, outputs)
-            error = (actual.double() - expected).norm()
-            assert error <= {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype] * expected.norm()
+            bound = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+            assert (actual.double() - expected).norm() <= bound * expected.norm()
+            residual = torch.randn(rows, outputs).to(dtype)
+            before, added = residual.clone(), product(x, residual)
+            expected += residual.double()
+            assert (added.double() - expected).norm() <= bound * expected.norm()
+            assert torch.equal(residual, before)
 
 
 def test_without_the_packed_product_the_dense_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
