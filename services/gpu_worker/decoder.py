@@ -12,18 +12,12 @@ from torch import Tensor
 
 from services.gpu_worker.attention import attend
 from services.gpu_worker.batch import Batch
+from services.gpu_worker.head import Head
 from services.gpu_worker.kv_cache import LayerPages, PagePool
 from services.gpu_worker.linear import Linear
 from services.gpu_worker.model_config import DecoderConfig
 from services.gpu_worker.rope import Rope, rotate
 from services.gpu_worker.weights import Weights, owned
-
-
-def logit_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What the last product is computed in. A CPU's product of bfloat16 rounds its result to bfloat16, which has steps
-    of 1/8 between 16 and 32, where the best logits are: near ties fall any way, and a prompt's answer would depend on
-    how much of it was cached. In float32 it costs SmolLM2-135M 2 ms a step."""
-    return torch.float32 if device.type == "cpu" else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +46,10 @@ class Decoder:
         self._embedding = owned(weights.get("model.embed_tokens.weight", vocab, width))
         self._layers = [_load_layer(config, weights, index) for index in range(config.num_layers)]
         norm = weights.get("model.norm.weight", width)
-        head = self._embedding if config.tied_embeddings else weights.get("lm_head.weight", vocab, width)
+        head = self._embedding if config.tied_embeddings else owned(weights.get("lm_head.weight", vocab, width))
         self._rounds_scores = self._embedding.dtype is torch.bfloat16 and not config.qkv_bias
-        self._logit_dtype = logit_dtype(head.dtype, head.device)
-        self._norm = owned(norm).to(self._logit_dtype)
-        self._head = Linear(head.to(self._logit_dtype))
+        self._norm = owned(norm).float()
+        self._head = Head(head)
         weights.check_all_used(
             lambda name: name.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and name == "lm_head.weight")
         )
@@ -76,7 +69,7 @@ class Decoder:
             gate_up = layer.gate_up(self._rms_norm(hidden, layer.mlp_norm))
             gate, up = gate_up.chunk(2, -1)
             hidden = layer.down(F.silu(gate).mul_(up), hidden)
-        return self._head(self._rms_norm(hidden.to(self._logit_dtype), self._norm)).float()
+        return self._head(self._rms_norm(hidden.float(), self._norm))
 
     def _attention(
         self, layer: Layer, hidden: Tensor, cos: Tensor, signed_sin: Tensor, batch: Batch, pages: LayerPages

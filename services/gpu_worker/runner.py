@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from services.gpu_worker.batch import Batch
-from services.gpu_worker.decoder import Decoder, logit_dtype
+from services.gpu_worker.decoder import Decoder
+from services.gpu_worker.head import keeps_dense
 from services.gpu_worker.kv_cache import KVShape, PagePool
 from services.gpu_worker.model_config import (
     context_length,
@@ -114,8 +115,10 @@ def _load_native(
     config: PretrainedConfig, model_path: str, is_dummy: bool, seed: int, plan: PoolPlan, max_length: int
 ) -> ModelRunner:
     shape = decoder_config(config)
-    head_bytes = shape.vocab_size * shape.hidden_size * logit_dtype(plan.dtype, plan.device).itemsize
-    weight_bytes = (shape.num_parameters - shape.vocab_size * shape.hidden_size) * plan.dtype.itemsize + head_bytes
+    num_parameters = shape.num_parameters
+    if not shape.tied_embeddings and keeps_dense(plan.dtype, plan.device):
+        num_parameters += shape.vocab_size * shape.hidden_size
+    weight_bytes = num_parameters * plan.dtype.itemsize
     kv = KVShape(shape.num_layers, shape.num_kv_heads, shape.head_dim)
     num_pages = plan.num_pages_beside(weight_bytes, kv)
     rope = Rope(config, shape.head_dim, plan.device)
