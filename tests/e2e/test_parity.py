@@ -1,7 +1,7 @@
 """The default model in float32 gives the tokens that transformers gives: alone and in a mixed batch, with a cold and
 a warm prefix cache, prefilled in chunks of 64 tokens.
 
-SAPWOOD_PARITY_PROMPTS sets the number of prompts (50 takes about ten minutes on two cores)."""
+SAPWOOD_PARITY_PROMPTS sets the number of prompts (50 takes more than ten minutes on two cores)."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
-NUM_PROMPTS = int(os.environ.get("SAPWOOD_PARITY_PROMPTS", "8"))
+NUM_PROMPTS = int(os.environ.get("SAPWOOD_PARITY_PROMPTS", "4"))
 MAX_TOKENS = 64
 TOPICS = ("asyncio", "json", "random", "decimal", "argparse", "logging", "re", "socket", "os", "typing")
 
