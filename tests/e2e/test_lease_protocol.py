@@ -18,6 +18,7 @@ from shared.messages import Abort, Hello, Plan, Progress
 from shared.packing import unpack_i32, unpack_i64
 from tests.services.gpu_worker.fake_runner import FakeRunner
 from tests.services.scheduler.fake_worker import VOCABULARY, expected_output
+from tests.services.scheduler.prompts import prompts
 from tests.services.scheduler.world import World
 
 
@@ -84,13 +85,6 @@ class EngineWorker:
         for sequence_id, index, token in rows:
             assert self.outputs.setdefault(sequence_id, {}).setdefault(index, token) == token
         return progress
-
-
-@st.composite
-def prompts(draw: st.DrawFn) -> list[int]:
-    """Prompts that share prefixes often: one of few stems, cut anywhere, and a few tokens of its own."""
-    stem = draw(st.sampled_from([[0, 1, 2, 3] * 6, [0, 1, 2, 3] * 3 + [4, 4, 4, 4] * 3, [1] * 20]))
-    return stem[: draw(st.integers(1, len(stem)))] + draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=6))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

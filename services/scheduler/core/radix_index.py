@@ -36,7 +36,7 @@ class Parked(Protocol):
 class Node:
     """An edge and what lies below it. start: position of the edge's first token."""
 
-    __slots__ = ("children", "hits", "key", "last_use", "locks", "order", "owner", "pages", "parent", "parked", "start")
+    __slots__ = ("children", "key", "last_use", "locks", "order", "owner", "pages", "parent", "parked", "start")
 
     def __init__(self, parent: "Node | None", key: bytes, pages: list[int], start: int, last_use: float) -> None:
         self.parent = parent
@@ -45,7 +45,6 @@ class Node:
         self.start = start
         self.last_use = last_use
         self.locks = 0
-        self.hits = 0
         self.owner: Owner | None = None
         self.children: dict[bytes, Node] = {}
         self.order: list[bytes] = []  # the children's keys, sorted: neighbours share the longest prefixes
@@ -175,7 +174,6 @@ class RadixIndex:
         at: Node | None = node
         while at is not None:
             at.last_use = now
-            at.hits += 1
             at = at.parent
 
     # -------------------------------------------------------------------------------------- growing
@@ -339,7 +337,7 @@ class RadixIndex:
         assert parent is not None and 0 < whole * self._block < len(node.key)
         cut = whole * self._block
         upper = Node(parent, node.key[:cut], node.pages[:whole], node.start, node.last_use)
-        upper.locks, upper.hits, upper.owner = node.locks, node.hits, node.owner
+        upper.locks, upper.owner = node.locks, node.owner
         parent.children[node.key[: self._block]] = upper
         node.key, node.pages, node.start, node.parent = node.key[cut:], node.pages[whole:], upper.end, upper
         lower_key = node.key[: self._block]

@@ -10,17 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from services.scheduler.core.scheduler import Scheduler, make_policy
 from services.scheduler.core.worker_state import Tuning
 from shared.messages import Abort
-from tests.services.scheduler.fake_worker import VOCABULARY, FakeWorker
+from tests.services.scheduler.fake_worker import FakeWorker
+from tests.services.scheduler.prompts import prompts
 from tests.services.scheduler.world import World
-
-
-@st.composite
-def prompts(draw: st.DrawFn) -> list[int]:
-    """Prompts that share prefixes often: one of few stems, cut anywhere, and a few tokens of its own."""
-    stem = draw(
-        st.sampled_from([[0, 1, 2, 3] * 6, [0, 1, 2, 3] * 3 + [4, 4, 4, 4] * 3, [1] * 20, [0, 1, 2, 3, 0, 2] * 4])
-    )
-    return stem[: draw(st.integers(1, len(stem)))] + draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=6))
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
