@@ -78,6 +78,18 @@ class SamplingOptions(Record, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
 
+class Constraint(Record, frozen=True, kw_only=True):
+    """What an answer must match, as the client gave it.
+
+    kind: json_object, json_schema, regex, ebnf, lark, choice or structural_tag. source: the schema, tag or list of
+    choices as JSON, or the expression or grammar as it is; empty for json_object. param: the request's field that
+    it came from, which errors name."""
+
+    kind: str
+    source: str
+    param: str
+
+
 class Tokenize(Message, frozen=True, kw_only=True):
     """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
 
@@ -96,6 +108,7 @@ class Tokenize(Message, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     arrival: float = 0.0
+    constraint: Constraint | None = None
 
 
 # -------------------------------------------------------------------------- tokenizer -> scheduler
@@ -123,7 +136,8 @@ class Generate(Message, frozen=True, kw_only=True):
 
     sequence_ids[i] is choice i; its sampling seed is `choice_seed(sampling.seed, i)`. shard: the token
     shard that its output goes to. stop_token_ids: EOS ids included unless ignored. max_tokens: output
-    tokens per sequence, >= 1, and prompt + max_tokens never passes the model's context."""
+    tokens per sequence, >= 1, and prompt + max_tokens never passes the model's context. grammar: the key of the
+    compiled grammar that the output must match, empty for free text."""
 
     request_id: str
     sequence_ids: list[int]
@@ -135,6 +149,7 @@ class Generate(Message, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     arrival: float = 0.0
+    grammar: str = ""
 
 
 def choice_seed(seed: int, choice: int) -> int:
@@ -187,7 +202,8 @@ class Open(Message, frozen=True, kw_only=True):
 class Ended(Record, frozen=True, kw_only=True):
     """A sequence's end. num_tokens: output tokens in all. stop_token_id: the client's or the model's stop id
     that was sampled (it is the last output token). error: set if and only if reason is ERROR. attempt: of the
-    admission that ended (`Admit.attempt`)."""
+    admission that ended (`Admit.attempt`). forced_tokens: output tokens that the grammar left no choice about, in
+    this admission."""
 
     sequence_id: int
     reason: FinishReason
@@ -196,6 +212,7 @@ class Ended(Record, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     error: ErrorBody | None = None
     attempt: int = 0
+    forced_tokens: int = 0
 
 
 class Output(Message, frozen=True, kw_only=True):
@@ -243,6 +260,7 @@ class Finished(Record, frozen=True, kw_only=True):
     cached_tokens: int = 0
     stop_reason: str | int | None = None
     error: ErrorBody | None = None
+    forced_tokens: int = 0
 
 
 class Deltas(Message, frozen=True, kw_only=True):
@@ -271,7 +289,8 @@ class Admit(Message, frozen=True, kw_only=True):
     cached < len(token_ids). page_table int32: pages in order, enough for token_ids and some room.
     copy_from: a page to copy over page_table[cached // page_size] before the first computed token, for a
     match that ends inside a page. attempt: how often this sequence was admitted before, on any worker.
-    seed in sampling is the sequence's own. traceparent: W3C trace context of the request, if sampled."""
+    seed in sampling is the sequence's own. traceparent: W3C trace context of the request, if sampled. grammar: as in
+    `Generate`; the output so far has passed it."""
 
     sequence_id: int
     shard: int
@@ -286,6 +305,7 @@ class Admit(Message, frozen=True, kw_only=True):
     attempt: int = 0
     cached_prompt: int | None = None
     traceparent: str | None = None
+    grammar: str = ""
 
 
 class Grant(Message, frozen=True, kw_only=True):
