@@ -1,0 +1,1 @@
+"""Triton kernels: one operation per file, with its definition in plain PyTorch beside it."""
