@@ -90,11 +90,23 @@ class Constraint(Record, frozen=True, kw_only=True):
     param: str
 
 
+class ToolCalling(Record, frozen=True, kw_only=True):
+    """How an answer may call the tools of its `ChatPrompt`.
+
+    choice: auto (it may), required (it must) or function (it must call the one `name`). parallel: more than one call
+    in an answer is allowed. Which tools are strict stands in the tools themselves."""
+
+    choice: str = "auto"
+    name: str = ""
+    parallel: bool = True
+
+
 class Tokenize(Message, frozen=True, kw_only=True):
     """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
 
     reply_to: the gateway's instance id; max_tokens None: up to the end of the context;
-    arrival: when the gateway took the request."""
+    arrival: when the gateway took the request. tool_calling: None: the answer's text is not looked through for
+    calls. separate_reasoning: what a model thinks before it answers comes in a channel of its own."""
 
     request_id: str
     reply_to: str
@@ -109,6 +121,8 @@ class Tokenize(Message, frozen=True, kw_only=True):
     cache_salt: str = ""
     arrival: float = 0.0
     constraint: Constraint | None = None
+    tool_calling: ToolCalling | None = None
+    separate_reasoning: bool = False
 
 
 # -------------------------------------------------------------------------- tokenizer -> scheduler
@@ -177,13 +191,27 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
+class AnswerFormat(Record, frozen=True, kw_only=True):
+    """What an answer may hold beside plain text, and how the model writes it.
+
+    tool_parser, reasoning_parser: names of formats that the tokenizers know; empty: not looked for. tool_names: the
+    request's tools, by which formats without marks of their own are told from text. is_reasoning: the prompt has
+    opened the reasoning already."""
+
+    tool_parser: str = ""
+    tool_names: list[str] = []
+    reasoning_parser: str = ""
+    is_reasoning: bool = False
+
+
 class Open(Message, frozen=True, kw_only=True):
     """tokenizer -> tokenizer (`tokens:k`): what the shard's owner needs to turn these sequences' tokens into
     text. Sent before the `Generate`, so it stands in the shard before their first token.
 
     prompt_tail: the prompt's last few tokens, context for the first output token's text. min_tokens: stop
     strings count once more output tokens than that are there. stop_token_ids: those the client asked for;
-    eos_token_ids: the model's, none when ignored. Any of them ends the sequence and is not shown."""
+    eos_token_ids: the model's, none when ignored. Any of them ends the sequence and is not shown. format: None:
+    the answer is plain text."""
 
     request_id: str
     reply_to: str
@@ -197,6 +225,7 @@ class Open(Message, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_token_ids: list[int] = []
     eos_token_ids: list[int] = []
+    format: AnswerFormat | None = None
 
 
 class Ended(Record, frozen=True, kw_only=True):
@@ -236,22 +265,42 @@ class Output(Message, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------------- tokenizer -> gateway
 
 
+class Channel(enum.IntEnum):
+    """What a piece of an answer's text is part of."""
+
+    CONTENT = 0
+    REASONING = 1
+    CALL_NAME = 2
+    CALL_ARGUMENTS = 3
+
+
+def tool_call_id(sequence_id: int, call: int) -> str:
+    """The id of a sequence's call: the same wherever and however often it is computed."""
+    return "call_" + hashlib.blake2b(f"{sequence_id}/{call}".encode(), digest_size=12).hexdigest()
+
+
 class Delta(Record, frozen=True, kw_only=True):
-    """New text of a sequence. offset: characters sent before this text; num_tokens: output tokens that the
-    text up to its end stands for (text may be held back: half a character, a possible stop string).
-    num_prompt_tokens: said with a sequence's first delta at least; 0: not said."""
+    """New text of a sequence, in one channel. offset: characters sent before this text, in all channels together;
+    num_tokens: output tokens that the text up to its end stands for (text may be held back: half a character, a
+    possible stop string). num_prompt_tokens: said with a sequence's first delta at least; 0: not said.
+
+    call: the tool call that a name or arguments belong to, counted from 0. A name is one delta, never empty and
+    ahead of its arguments, whose pieces joined are JSON text."""
 
     sequence_id: int
     offset: int
     text: str
     num_tokens: int
     num_prompt_tokens: int = 0
+    channel: Channel = Channel.CONTENT
+    call: int = 0
 
 
 class Finished(Record, frozen=True, kw_only=True):
     """A sequence's end as the client is told it; follows all its deltas.
 
-    stop_reason: the stop string or stop token id that matched, None for EOS and for other reasons."""
+    stop_reason: the stop string or stop token id that matched, None for EOS and for other reasons. reasoning_tokens:
+    output tokens up to the end of the reasoning."""
 
     sequence_id: int
     reason: FinishReason
@@ -261,6 +310,7 @@ class Finished(Record, frozen=True, kw_only=True):
     stop_reason: str | int | None = None
     error: ErrorBody | None = None
     forced_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Deltas(Message, frozen=True, kw_only=True):
