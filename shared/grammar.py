@@ -1,0 +1,95 @@
+"""Compiled grammars, as the tokenizer service leaves them in Redis for the workers.
+
+A key names what it holds: `grammar:<hash>` over the vocabulary, the constraint and the versions of the compilers, so
+equal constraints share one entry and an entry never changes. An entry may be gone (they are kept within a bound of
+bytes, least recently used first out); a worker then ends the sequence with an error that can be tried again.
+
+Both sides must describe the vocabulary alike: `tokenizer_info` is the one place that does.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shared.messages import Record
+
+if TYPE_CHECKING:
+    import xgrammar
+    from tokenizers import Tokenizer
+
+XGRAMMAR = "xgrammar"
+KEY_FAMILY = "grammar:"
+"""`Generate.grammar` is such a key without the deployment's prefix: `bus.key(generate.grammar)` is to be read."""
+
+INDEX_KEY = "grammars"
+"""Sorted set of all keys by last use, unix seconds; `bus.key(INDEX_KEY)`."""
+
+SIZES_KEY = "grammars:bytes"
+"""Hash from key to size in bytes."""
+
+
+class CompiledGrammar(Record, frozen=True, kw_only=True):
+    """The value at a grammar's key, as msgpack.
+
+    engine: whose `serialized` this is; xgrammar's is `CompiledGrammar.serialize_json()` in UTF-8. source: the grammar
+    in xgrammar's EBNF, for whoever wants to look; empty where there is none."""
+
+    engine: str
+    serialized: bytes
+    source: str = ""
+
+
+_decoder = msgspec.msgpack.Decoder(CompiledGrammar)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(grammar: CompiledGrammar) -> bytes:
+    return _encoder.encode(grammar)
+
+
+def decode(value: bytes) -> CompiledGrammar:
+    """Raises msgspec.DecodeError on bytes that are no compiled grammar."""
+    return _decoder.decode(value)
+
+
+def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[int]) -> "xgrammar.TokenizerInfo":
+    """The vocabulary as xgrammar wants it; the same arguments give the same metadata in every process.
+
+    backend: the model's tokenizer; vocab_size: width of the logits; stop_token_ids: the model's own EOS ids. Special
+    tokens other than those are never part of an answer that a grammar describes."""
+    import xgrammar
+
+    added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    tokens = [""] * vocab_size
+    for token, token_id in vocabulary.items():
+        # an empty text is a special token to xgrammar: it may be padding, a marker, but no part of an answer
+        if token_id < vocab_size and not (token_id in added and added[token_id].special):
+            tokens[token_id] = token
+    return xgrammar.TokenizerInfo(
+        tokens,
+        vocabulary_type(backend),
+        vocab_size=vocab_size,
+        stop_token_ids=sorted(stop_token_ids) or None,
+        add_prefix_space=False,
+    )
+
+
+def vocabulary_type(backend: "Tokenizer") -> "xgrammar.VocabType":
+    """How the vocabulary spells bytes: by GPT-2's alphabet, as `<0x41>` and U+2581, or as they are."""
+    import xgrammar
+
+    decoders = _decoder_types(json.loads(backend.to_str()).get("decoder"))
+    if "ByteLevel" in decoders:
+        return xgrammar.VocabType.BYTE_LEVEL
+    if "ByteFallback" in decoders or "Metaspace" in decoders or "Replace" in decoders:
+        return xgrammar.VocabType.BYTE_FALLBACK
+    return xgrammar.VocabType.RAW
+
+
+def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    inner = (_decoder_types(one) for one in decoder.get("decoders", []))
+    return {str(decoder["type"])}.union(*inner)
