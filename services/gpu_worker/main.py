@@ -17,9 +17,9 @@ from services.gpu_worker import engine_thread, metrics
 from services.gpu_worker.config import Limits, Settings, resolve
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.reporter import Reporter
 from services.gpu_worker.runner import load_runner
-from services.gpu_worker.sampler import Sampler
 from services.gpu_worker.step import Runner, SequenceStep
 from shared.messages import HEARTBEAT_S, Hello
 from shared.service import Context, run_service
@@ -63,7 +63,7 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
         nonlocal runner
         runner = load(settings, limits)
         _warm_up(runner)
-        return Engine(runner, Sampler(runner.vocab_size), limits.prefill_budget, time.time)
+        return Engine(StepExecutor(runner, limits.max_running), limits.prefill_budget, time.time)
 
     def hello(epoch: int) -> Hello:
         assert runner is not None

@@ -4,8 +4,14 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from shared.messages import Ended, Output, Progress
 from shared.packing import pack_i32, pack_i64
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -20,6 +26,12 @@ class Tokens:
         self.sequence_ids.append(sequence_id)
         self.indices.append(index)
         self.token_ids.append(token_id)
+
+    def add_many(self, sequence_ids: I64, indices: I32, token_ids: I32) -> None:
+        """Arrays [N]."""
+        self.sequence_ids.frombytes(sequence_ids.tobytes())
+        self.indices.frombytes(indices.tobytes())
+        self.token_ids.frombytes(token_ids.tobytes())
 
     def extend(self, later: "Tokens") -> None:
         self.sequence_ids.extend(later.sequence_ids)
@@ -65,10 +77,17 @@ class Report:
         return not (self.ended or self.cached or self.computed or self.retracted)
 
     def add_token(self, shard: int, sequence_id: int, index: int, token_id: int) -> None:
+        self._tokens_of(shard).add(sequence_id, index, token_id)
+
+    def add_tokens(self, shard: int, sequence_ids: I64, indices: I32, token_ids: I32) -> None:
+        """Arrays [N], one entry a token."""
+        self._tokens_of(shard).add_many(sequence_ids, indices, token_ids)
+
+    def _tokens_of(self, shard: int) -> Tokens:
         tokens = self.tokens.get(shard)
         if tokens is None:
             tokens = self.tokens[shard] = Tokens()
-        tokens.add(sequence_id, index, token_id)
+        return tokens
 
     def add_cached(self, shard: int, sequence_id: int, num_tokens: int) -> None:
         """How much of the prompt of a sequence that has its first token came from the cache."""

@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass
 
 from services.gpu_worker.sampling_state import SamplingState
-from services.gpu_worker.step import Runner, SequenceStep
+from services.gpu_worker.step import Pool, SequenceStep
 from shared.errors import InternalError, InvalidRequest
 from shared.messages import Admit, Ended, FinishReason, Grant
 from shared.packing import unpack_i32
@@ -12,8 +12,9 @@ from shared.packing import unpack_i32
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """token_ids: what it was admitted with. computed: tokens whose keys and values are in its pages.
-    decode: the step that computes its newest output token, used again for every token."""
+    """token_ids: what it was admitted with. computed: tokens whose keys and values are in its pages, or will be once
+    the steps under way are done. num_sampled: output tokens, those that are under way included; num_outputs: those
+    that are known. serial: a step's token counts only if it is the same as when the step was launched."""
 
     id: int
     shard: int
@@ -31,15 +32,18 @@ class Sequence:
     traceparent: str | None
     admitted_at: float
     computed: int
-    decode: SequenceStep
+    num_sampled: int
+    num_outputs: int
+    seat: int = 0
+    serial: int = 0
     first_token_at: float | None = None
 
     @classmethod
-    def admit(cls, admit: Admit, runner: Runner, now: float) -> "Sequence":
+    def admit(cls, admit: Admit, pool: Pool, now: float) -> "Sequence":
         """Raises InvalidRequest when the model cannot run it, InternalError when the message makes no sense."""
         token_ids, page_table = _unpack(admit.token_ids), _unpack(admit.page_table)
-        _check(admit, token_ids, runner)
-        _check_pages(page_table, runner.num_pages)
+        _check(admit, token_ids, pool)
+        _check_pages(page_table, pool.num_pages)
         return cls(
             id=admit.sequence_id,
             shard=admit.shard,
@@ -49,26 +53,23 @@ class Sequence:
             cached_prompt=min(admit.cached, admit.num_prompt) if admit.cached_prompt is None else admit.cached_prompt,
             token_ids=token_ids,
             page_table=page_table,
-            page_size=runner.page_size,
+            page_size=pool.page_size,
             copy_from=admit.copy_from,
             sampling=SamplingState(
                 admit.sampling,
                 admit.stop_token_ids,
                 token_ids[: admit.num_prompt],
                 token_ids[admit.num_prompt :],
-                runner.vocab_size,
+                pool.vocab_size,
             ),
             stop_token_ids=frozenset(admit.stop_token_ids),
-            max_tokens=min(admit.max_tokens, runner.max_model_len - admit.num_prompt),
+            max_tokens=min(admit.max_tokens, pool.max_model_len - admit.num_prompt),
             traceparent=admit.traceparent,
             admitted_at=now,
             computed=admit.cached,
-            decode=SequenceStep(array("i", [0]), 0, page_table, wants_logits=True),
+            num_sampled=len(token_ids) - admit.num_prompt,
+            num_outputs=len(token_ids) - admit.num_prompt,
         )
-
-    @property
-    def num_outputs(self) -> int:
-        return self.sampling.num_outputs
 
     @property
     def num_uncomputed(self) -> int:
@@ -93,15 +94,6 @@ class Sequence:
             self.token_ids[self.computed : end], self.computed, self.page_table, end == len(self.token_ids)
         )
 
-    def accept(self, token_id: int) -> Ended | None:
-        """Takes the sampled token; returns the end if that was the last one."""
-        self.sampling.accept(token_id)
-        self.decode.token_ids[0] = token_id
-        self.decode.start = self.computed
-        if token_id in self.stop_token_ids:
-            return self.ended(FinishReason.STOP, stop_token_id=token_id)
-        return self.ended(FinishReason.LENGTH) if self.num_outputs >= self.max_tokens else None
-
     def ended(
         self, reason: FinishReason, *, stop_token_id: int | None = None, error: InternalError | None = None
     ) -> Ended:
@@ -123,26 +115,26 @@ def _unpack(data: bytes) -> "array[int]":
         raise InternalError(f"the scheduler sent a broken array: {error}") from None
 
 
-def _check(admit: Admit, token_ids: "array[int]", runner: Runner) -> None:
+def _check(admit: Admit, token_ids: "array[int]", pool: Pool) -> None:
     if not 0 <= admit.cached < len(token_ids) or not 0 < admit.num_prompt <= len(token_ids):
         raise InternalError(
             f"the scheduler admitted {len(token_ids)} tokens, {admit.num_prompt} of them prompt, {admit.cached} cached"
         )
-    if min(token_ids) < 0 or max(token_ids) >= runner.vocab_size:
+    if min(token_ids) < 0 or max(token_ids) >= pool.vocab_size:
         raise InvalidRequest(
-            f"the prompt has token {next(t for t in token_ids if not 0 <= t < runner.vocab_size)}; "
-            f"the model has tokens 0 to {runner.vocab_size - 1}",
+            f"the prompt has token {next(t for t in token_ids if not 0 <= t < pool.vocab_size)}; "
+            f"the model has tokens 0 to {pool.vocab_size - 1}",
             param="prompt",
         )
-    if len(token_ids) >= runner.max_model_len:
+    if len(token_ids) >= pool.max_model_len:
         raise InvalidRequest(
-            f"{len(token_ids)} tokens leave no room for an answer in a context of {runner.max_model_len}",
+            f"{len(token_ids)} tokens leave no room for an answer in a context of {pool.max_model_len}",
             param="prompt",
             code="context_length_exceeded",
         )
     if admit.copy_from is not None:
-        _check_pages([admit.copy_from], runner.num_pages)
-        if admit.cached // runner.page_size >= len(admit.page_table) // 4:
+        _check_pages([admit.copy_from], pool.num_pages)
+        if admit.cached // pool.page_size >= len(admit.page_table) // 4:
             raise InternalError("the scheduler asked for a copy into a page outside the page table")
 
 

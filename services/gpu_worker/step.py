@@ -26,13 +26,17 @@ class SequenceStep:
         return self.start + len(self.token_ids)
 
 
-class Runner(Protocol):
-    """A model with its page pool on one device. Not thread-safe: one thread calls it."""
+class Pool(Protocol):
+    """What a sequence must fit."""
 
     vocab_size: int
     num_pages: int
     page_size: int
     max_model_len: int
+
+
+class Runner(Pool, Protocol):
+    """A model with its page pool on one device. Not thread-safe: one thread calls it."""
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole pages (source, target) of all layers; ahead of the next forward."""

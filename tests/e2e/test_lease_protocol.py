@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
 from services.gpu_worker.engine import Engine
-from services.gpu_worker.sampler import Sampler
+from services.gpu_worker.executor import StepExecutor
 from services.scheduler.core.scheduler import Scheduler, make_policy
 from services.scheduler.core.worker_state import Tuning
 from shared.messages import Abort, Hello, Plan, Progress
@@ -35,12 +35,15 @@ class EngineWorker:
     page_size: int
     max_running: int
     budget: int
+    run_ahead: int = 0
     inbox: list[Plan] = field(default_factory=list)
     outputs: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.runner = FakeRunner(self.num_pages, self.page_size, 4000, VOCABULARY, predict)
-        self.engine = Engine(self.runner, Sampler(VOCABULARY), self.budget, lambda: 1.0)
+        executor = StepExecutor(self.runner, 64)
+        executor.run_ahead = self.run_ahead
+        self.engine = Engine(executor, self.budget, lambda: 1.0)
         self.applied = 0
         self.announced = 0
 
@@ -98,6 +101,7 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
             num_pages=data.draw(st.integers(44, 70)) // page_size,
             max_running=data.draw(st.integers(1, 6)),
             budget=data.draw(st.sampled_from([3, 8, 64])),
+            run_ahead=data.draw(st.integers(0, 1)),
         )
         for name in ["w0", "w1"][: data.draw(st.integers(1, 2))]
     }

@@ -6,13 +6,23 @@ import pytest
 from msgspec import structs
 
 from services.gpu_worker.engine import Engine
+from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.report import Report
-from services.gpu_worker.sampler import Sampler
 from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Plan, Retract, Sampling
 from shared.packing import pack_i32, unpack_i32, unpack_i64
 from tests.services.gpu_worker.fake_runner import VOCAB_SIZE, FakeRunner, expected_outputs, next_token
 
 GREEDY = Sampling(temperature=0.0)
+
+step_by_step = pytest.mark.parametrize("run_ahead", [0], indirect=True)
+"""For tests that count steps, or look at what is known after one."""
+
+
+@pytest.fixture(params=[0, 1], ids=["", "ahead"], autouse=True)
+def run_ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many steps are under way while the next is launched. The fake model computes them at launch."""
+    monkeypatch.setattr(StepExecutor, "run_ahead", request.param)
+    return int(request.param)
 
 
 class Rig:
@@ -21,7 +31,7 @@ class Rig:
     def __init__(self, prefill_budget: int = 1000, **runner: int) -> None:
         self.runner = FakeRunner(**runner)
         self.now = 1000.0
-        self.engine = Engine(self.runner, Sampler(VOCAB_SIZE), prefill_budget, lambda: self.now)
+        self.engine = Engine(StepExecutor(self.runner, 64), prefill_budget, lambda: self.now)
         self.number = 0
         self.tokens: dict[int, list[int]] = {}
         self.first_index: dict[int, int] = {}
@@ -212,6 +222,7 @@ def test_prefill_is_strictly_in_order_of_admission() -> None:
     assert order == [(5, 0), (2, 5), (3, 0), (4, 3), (1, 0), (5, 1), (1, 6)]
 
 
+@step_by_step
 def test_decode_goes_on_while_a_long_prompt_is_prefilled() -> None:
     rig = Rig(prefill_budget=4)
     rig.plan(an_admit(1, a_prompt(3), range(8), max_tokens=12))
@@ -226,6 +237,7 @@ def test_decode_goes_on_while_a_long_prompt_is_prefilled() -> None:
     assert rig.tokens[2] == expected_outputs(a_prompt(30, salt=5), 2)
 
 
+@step_by_step
 def test_many_decodes_leave_room_for_prefill() -> None:
     rig = Rig(prefill_budget=8)
     rig.plan(*(an_admit(i, [i], [2 * i, 2 * i + 1], max_tokens=8) for i in range(8)))
@@ -305,6 +317,7 @@ def test_a_copy_waits_for_the_step_that_computes_its_sequence() -> None:
 # ------------------------------------------------------------------------------ leases and commands
 
 
+@step_by_step
 def test_a_sequence_stalls_at_the_end_of_its_pages_and_goes_on_when_granted_more() -> None:
     rig = Rig()
     prompt = a_prompt(6)
@@ -326,6 +339,7 @@ def test_a_sequence_stalls_at_the_end_of_its_pages_and_goes_on_when_granted_more
     assert rig.stalled == []
 
 
+@step_by_step
 def test_others_go_on_while_one_stalls_and_every_report_says_so() -> None:
     rig = Rig()
     rig.plan(an_admit(1, a_prompt(4), [0], max_tokens=9), an_admit(2, a_prompt(3), range(4, 10), max_tokens=9))
@@ -348,6 +362,7 @@ def test_a_prefill_without_pages_stalls_and_nobody_overtakes() -> None:
     assert rig.tokens == {1: expected_outputs(prompt, 1), 2: expected_outputs(a_prompt(3, salt=1), 1)}
 
 
+@step_by_step
 def test_dropped_sequences_give_no_more_tokens() -> None:
     rig = Rig(prefill_budget=4)
     rig.plan(*(an_admit(i, a_prompt(4, salt=i), [4 * i, 4 * i + 1], max_tokens=9) for i in (1, 2, 3)))
@@ -365,6 +380,7 @@ def test_dropped_sequences_give_no_more_tokens() -> None:
     assert rig.engine.num_prefilling == rig.engine.num_decoding == rig.engine.num_stalled == 0
 
 
+@step_by_step
 def test_a_retracted_sequence_is_acknowledged_with_or_after_its_last_tokens() -> None:
     rig = Rig()
     rig.plan(an_admit(1, a_prompt(4), range(8), max_tokens=20))
@@ -436,6 +452,7 @@ def test_a_plan_that_comes_again_is_not_applied_again() -> None:
     assert rig.engine.take_report() is None
 
 
+@step_by_step
 def test_a_gap_begins_a_new_epoch_with_nothing_in_it() -> None:
     rig = Rig()
     rig.plan(an_admit(1, a_prompt(4), range(8), max_tokens=50))
@@ -543,6 +560,7 @@ def test_grants_and_drops_for_unknown_sequences_are_ignored() -> None:
 # ------------------------------------------------------------------------------------- reports
 
 
+@step_by_step
 def test_output_goes_to_each_sequences_shard() -> None:
     rig = Rig()
     rig.plan(
@@ -572,6 +590,7 @@ def test_output_goes_to_each_sequences_shard() -> None:
     }
 
 
+@step_by_step
 def test_stages_are_reported_for_traced_sequences() -> None:
     rig = Rig()
     trace = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
@@ -596,6 +615,7 @@ def test_stages_are_reported_for_traced_sequences() -> None:
     assert (report.stages[0].first_token_at, report.stages[0].ended) == (None, None)
 
 
+@step_by_step
 def test_a_sequence_cut_short_is_told_what_was_cached_with_its_first_token() -> None:
     rig = Rig()
     rig.plan(an_admit(1, list(range(10, 20)), [0, 1, 5, 6], max_tokens=1))
@@ -606,3 +626,90 @@ def test_a_sequence_cut_short_is_told_what_was_cached_with_its_first_token() -> 
     assert report is not None
     ((_, output),) = report.outputs()
     assert (list(unpack_i64(output.cached_ids)), list(unpack_i32(output.cached))) == ([2], [8])
+
+
+# --------------------------------------------------------------------------------------- run-ahead
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(StepExecutor, "run_ahead", 1)
+    return Rig()
+
+
+def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_known(ahead: Rig) -> None:
+    ahead.plan(an_admit(1, a_prompt(3), range(10), max_tokens=4))
+    ahead.step()
+    assert len(ahead.runner.calls) == 1 and ahead.tokens == {}
+    ahead.step()
+    assert len(ahead.runner.calls) == 2 and len(ahead.tokens[1]) == 1
+
+
+def test_no_step_is_launched_beyond_max_tokens(ahead: Rig) -> None:
+    ahead.plan(an_admit(1, a_prompt(3), range(10), max_tokens=3))
+    ahead.run()
+    assert ahead.tokens[1] == expected_outputs(a_prompt(3), 3)
+    assert len(ahead.runner.calls) == 3
+
+
+def test_the_step_after_a_stop_is_dropped(ahead: Rig) -> None:
+    outputs = expected_outputs(a_prompt(3), 3)
+    ahead.plan(
+        an_admit(1, a_prompt(3), range(10), max_tokens=9, stop=[outputs[2]]),
+        an_admit(2, a_prompt(5, 1), range(10, 20), max_tokens=9),
+    )
+    ahead.run()
+    assert ahead.tokens == {1: outputs, 2: expected_outputs(a_prompt(5, 1), 9)}
+    assert ahead.ended[1].num_tokens == 3 and ahead.ended[1].stop_token_id == outputs[2]
+
+
+def test_what_is_under_way_for_a_dropped_sequence_is_dropped(ahead: Rig) -> None:
+    ahead.plan(an_admit(1, a_prompt(3), range(10)), an_admit(2, a_prompt(3, 1), range(10, 20)))
+    ahead.step(3)
+    told = list(ahead.tokens[1])
+    ahead.plan(Retract(sequence_ids=[1]), an_admit(3, a_prompt(4, 2), range(10)))
+    ahead.step()
+    assert ahead.retracted == [1]
+    ahead.run()
+    assert ahead.tokens[1] == told
+    assert ahead.tokens[2] == expected_outputs(a_prompt(3, 1), 5)
+    assert ahead.tokens[3] == expected_outputs(a_prompt(4, 2), 5)
+
+
+def test_a_retracted_sequence_comes_back_while_its_old_step_is_under_way(ahead: Rig) -> None:
+    prompt = a_prompt(3)
+    ahead.plan(an_admit(1, prompt, range(10)))
+    ahead.step(3)
+    told = list(ahead.tokens[1])
+    ahead.plan(Retract(sequence_ids=[1]), an_admit(1, prompt + told, range(10, 20), num_prompt=3))
+    ahead.run()
+    assert ahead.tokens[1] == expected_outputs(prompt, 5)
+
+
+def test_a_sequence_stalls_for_want_of_pages_before_its_newest_token_is_known(ahead: Rig) -> None:
+    ahead.plan(an_admit(1, a_prompt(3), [0, 1], max_tokens=9))  # pages of 4: positions 0 to 7
+    ahead.run()
+    assert ahead.stalled == [1]
+    assert ahead.tokens[1] == expected_outputs(a_prompt(3), 6)  # the last one's keys and values have no place yet
+    ahead.plan(Grant(sequence_id=1, pages=pack_i32([2])))
+    ahead.run()
+    assert ahead.tokens[1] == expected_outputs(a_prompt(3), 9)
+
+
+def test_a_row_without_numbers_ends_its_sequence_and_counts_for_nothing(ahead: Rig) -> None:
+    outputs = expected_outputs(a_prompt(3), 3)
+    ahead.runner.spoilt_tokens = {outputs[1]}
+    ahead.plan(an_admit(1, a_prompt(3), range(10), max_tokens=9))
+    ahead.run()
+    assert ahead.tokens[1] == outputs[:2]
+    assert ahead.ended[1].reason is FinishReason.ERROR and ahead.ended[1].num_tokens == 2
+
+
+def test_more_sequences_than_seats_are_refused() -> None:
+    rig = Rig()
+    rig.plan(*(an_admit(i, a_prompt(3), [i], max_tokens=2) for i in range(64)), an_admit(64, a_prompt(3), []))
+    assert rig.engine.num_prefilling == 64
+    rig.report()
+    assert rig.ended[64].reason is FinishReason.ERROR
+    rig.plan(Drop(sequence_ids=[0]), an_admit(65, a_prompt(3), [0], max_tokens=2))
+    assert rig.engine.num_prefilling == 64

@@ -9,14 +9,14 @@ import pytest
 
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
+from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.report import Report
-from services.gpu_worker.sampler import Sampler
 from shared.messages import Plan
-from tests.services.gpu_worker.fake_runner import VOCAB_SIZE, FakeRunner
+from tests.services.gpu_worker.fake_runner import FakeRunner
 
 
 def an_engine(runner: FakeRunner) -> Callable[[], Engine]:
-    return lambda: Engine(runner, Sampler(VOCAB_SIZE), 64, time.time)
+    return lambda: Engine(StepExecutor(runner, 64), 64, time.time)
 
 
 async def test_a_plan_wakes_an_idle_engine_at_once() -> None:

@@ -1,0 +1,138 @@
+"""The border between the engine (leases, order, ends) and what computes: a model, its pages, its sampler.
+
+Every sequence sits in a *seat*. What changes from token to token (the newest token, its position, what the sampler
+remembers) is the executor's, so that on a GPU it can live in device memory and a step need not wait for the CPU
+to see the tokens of the step before.
+"""
+
+from array import array
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from services.gpu_worker.decode_set import DecodeSet
+from services.gpu_worker.sampler import Sampler
+from services.gpu_worker.sampling_state import SamplingState
+from services.gpu_worker.sequence import Sequence
+from services.gpu_worker.step import Runner, SequenceStep
+
+I32 = npt.NDArray[np.int32]
+
+NO_TOKEN = -1
+"""Stands for the token of a row whose logits were no numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of a sequence in prefill that a step computes. The newest one is sampled after if step.wants_logits."""
+
+    sequence: Sequence
+    step: SequenceStep
+
+
+class Launch(Protocol):
+    """A step under way. Rows: the decode set's sequences, then the chunks that want logits, in order."""
+
+    def sample(self) -> None:
+        """Starts the choice of each row's next token; once, and before the next launch."""
+
+    def tokens(self) -> I32:
+        """The sampled token of each row, NO_TOKEN where its logits are no numbers. Waits for the device."""
+
+
+class Executor(Protocol):
+    """One thread calls it. run_ahead: steps that may be launched before the tokens of the first of them are taken."""
+
+    vocab_size: int
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    num_seats: int
+    run_ahead: int
+
+    def seat(self, sequence: Sequence) -> None:
+        """The sequence takes sequence.seat; whoever had it before has gone."""
+
+    def extend(self, sequence: Sequence) -> None:
+        """The sequence's page table has grown."""
+
+    def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
+        """Copies whole pages (source, target) of all layers, ahead of the next launch."""
+
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> Launch:
+        """Starts a step: one token of each sequence in `decode`, and the chunks. All keys and values of a layer are
+        written before that layer attends. The same `decode` object means the same sequences as before."""
+
+
+class StepExecutor:
+    """Runs each step to its end before it returns: for a CPU, where there is nothing to overlap with."""
+
+    run_ahead = 0
+
+    def __init__(self, runner: Runner, num_seats: int) -> None:
+        self._runner = runner
+        self._sampler = Sampler(runner.vocab_size)
+        self._next: list[SequenceStep | None] = [None] * num_seats
+        self._decode = DecodeSet([])
+        self._steps: list[SequenceStep] = []
+        self._rows: list[SamplingState] = []
+        self.vocab_size = runner.vocab_size
+        self.num_pages = runner.num_pages
+        self.page_size = runner.page_size
+        self.max_model_len = runner.max_model_len
+        self.num_seats = num_seats
+
+    def seat(self, sequence: Sequence) -> None:
+        self._next[sequence.seat] = SequenceStep(array("i", [0]), 0, sequence.page_table, wants_logits=True)
+
+    def extend(self, sequence: Sequence) -> None:
+        """The steps look at the sequence's own page table."""
+
+    def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
+        self._runner.copy_pages(pairs)
+
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "StepLaunch":
+        if decode is not self._decode:
+            self._decode = decode
+            self._steps = [self._of(sequence) for sequence in decode.sequences]
+            self._rows = [sequence.sampling for sequence in decode.sequences]
+        last = [chunk for chunk in chunks if chunk.step.wants_logits]
+        logits = self._runner.forward(self._steps + [chunk.step for chunk in chunks])
+        for chunk in last:
+            self._of(chunk.sequence).start = chunk.step.end - 1
+        steps = self._steps + [self._of(chunk.sequence) for chunk in last]
+        rows = self._rows + [chunk.sequence.sampling for chunk in last]
+        return StepLaunch(self._sampler, logits, steps, rows)
+
+    def _of(self, sequence: Sequence) -> SequenceStep:
+        step = self._next[sequence.seat]
+        assert step is not None
+        return step
+
+
+class StepLaunch:
+    """A step whose logits are there. steps: those that computed the rows; they become the rows' next ones."""
+
+    def __init__(self, sampler: Sampler, logits: object, steps: list[SequenceStep], rows: list[SamplingState]) -> None:
+        self._sampler = sampler
+        self._logits = logits
+        self._steps = steps
+        self._rows = rows
+        self._tokens = np.empty(0, np.int32)
+
+    def sample(self) -> None:
+        if not self._rows:
+            return
+        tokens = self._sampler.sample(self._logits, self._rows)  # type: ignore[arg-type]
+        for step, row, token in zip(self._steps, self._rows, tokens, strict=True):
+            if token is not None:
+                row.accept(token)
+                step.token_ids[0] = token
+                step.start += 1
+        self._tokens = np.array([NO_TOKEN if token is None else token for token in tokens], np.int32)
+
+    def tokens(self) -> I32:
+        return self._tokens
