@@ -1,0 +1,56 @@
+"""One answer's reader: reasoning first, then text and tool calls."""
+
+from services.tokenizer.tools import reasoning
+from services.tokenizer.tools.formats import FORMATS
+from services.tokenizer.tools.reader import Piece
+from services.tokenizer.tools.reasoning import ReasoningReader
+from shared.messages import AnswerFormat, Channel
+
+
+class AnswerReader:
+    """Takes an answer's text in pieces of any size; gives the same pieces joined for any of them."""
+
+    __slots__ = ("_calls", "_reasoning")
+
+    def __init__(self, form: AnswerFormat) -> None:
+        self._calls = FORMATS[form.tool_parser].reader(form.tool_names) if form.tool_parser else None
+        self._reasoning = (
+            ReasoningReader(reasoning.FORMATS[form.reasoning_parser], is_reasoning=form.is_reasoning)
+            if form.reasoning_parser
+            else None
+        )
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._reasoning is not None and self._reasoning.is_reasoning
+
+    def push(self, text: str) -> list[Piece]:
+        if self._reasoning is None:
+            return self._read([Piece(Channel.CONTENT, 0, text)])
+        return self._read(self._reasoning.push(text))
+
+    def flush(self) -> list[Piece]:
+        """What was held; for the answer's end."""
+        pieces = [] if self._reasoning is None else self._read(self._reasoning.flush())
+        return pieces if self._calls is None else pieces + self._calls.flush()
+
+    def _read(self, pieces: list[Piece]) -> list[Piece]:
+        if self._calls is None:
+            return pieces
+        read: list[Piece] = []
+        for piece in pieces:
+            if piece.channel is Channel.CONTENT:
+                read += self._calls.push(piece.text)
+            else:
+                read.append(piece)
+        return read
+
+
+def kept_marks(form: AnswerFormat) -> tuple[str, ...]:
+    """Texts that the reader must see even where they are special tokens."""
+    calls = FORMATS[form.tool_parser].marks if form.tool_parser else ()
+    if not form.reasoning_parser:
+        return calls
+    marks = reasoning.FORMATS[form.reasoning_parser]
+    return (*calls, marks.begin, marks.end)
