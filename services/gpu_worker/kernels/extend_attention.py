@@ -3,12 +3,14 @@
 Part i is rows firsts[i] .. firsts[i] + counts[i] - 1 of the batch, at positions starts[i] .. of the sequence in seat
 seats[i]. For a row at position p, with G = H / Hkv query heads to a head of keys and values:
 
-    score[h, t] = query[h] . key[h // G, t] * scale,  t in max(0, p - window + 1) .. p;  out[h] = softmax(score[h]) . value
+    score[h, t] = query[h] . key[h // G, t] * scale,  t in max(0, p - window + 1) .. p
+    out[h] = softmax(score[h]) . value[h // G]
 
 Keys before starts[i] come from the pool's pages, a part's own from the step's dense k and v, which cost no look-up in
 a page table. One program takes G heads of a run of rows ("tile") for one head of keys and values, as one matrix of
-BLOCK_M queries. Blocks of keys that all of its rows see whole need no mask; the rest is masked. The tiles are listed in device
-memory, the longest first, and the grid is the most there can be, so that a launch can live in a captured graph.
+BLOCK_M queries. Blocks of keys that all of its rows see whole need no mask; the rest is masked. The tiles are listed
+in device memory, the longest first, and the grid is the most there can be, so that a launch can live in a captured
+graph.
 
 4 * D * H operations for each row and token that it sees. A tile reads 2 * D elements of every token it sees, so each
 byte of keys and values serves BLOCK_M queries; neighbouring programs read the same tokens from the L2 cache.
@@ -190,7 +192,8 @@ def _is_seen(token, position, WINDOW: tl.constexpr):  # type: ignore[no-untyped-
     return is_seen
 
 
-@triton.jit
+# Sizes of buffers, which differ from caller to caller, are no reason to compile again.
+@triton.jit(do_not_specialize=["stride_seat", "stride_tiles"])
 def _extend_attention_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     query_ptr,
