@@ -1,0 +1,321 @@
+"""Linear layer for few rows: y = x W^T with W streamed once, and what stands around it in a decoder layer fused in.
+
+    y[m, n] = sum_k norm(x)[m, k] W[n, k] + bias[n]          norm(x)[m] = x[m] / rms(x[m]) * norm_weight, or x itself
+    out = y + residual,  or  silu(y[:, :I]) * y[:, I:]       with N = 2 I: gate and up in one W
+
+Reads NK elements of W and MK of x, writes MN: memory bound for M below some 200 rows, so W must flow at the speed of
+a copy. The norm costs no pass of its own: 1 / rms(x[m]) is a factor of the whole row, so a program sums the squares
+as it walks over K and scales at the end (float16 could overflow before that scaling: there a program walks over x
+twice). A tile of y is [BLOCK_N, BLOCK_M], so that W fills the rows of the matrix unit and the few rows of x its
+columns; with one row of x there is a way without matrix units.
+
+SPLIT_K programs share a tile of y: each writes its partial sums, and the one that arrives last adds all of them in
+the order of K. So the result depends neither on timing nor on what other rows hold.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from services.gpu_worker.kernels.dot import dot_add
+
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyConfig:
+    """How a product is cut up.
+
+    block_n: rows of W in a program; with silu_and_mul half of them gate. block_k: of K in a step of the loop.
+    split_k: programs along K. uses_dot: matrix units; without them, one row of x only. num_stages: tiles of W on
+    their way to a program. is_dependent: a program may start, and fetch `prefetch` bytes of each of its rows of W
+    into L2, while the kernel before it ends (programmatic dependent launch)."""
+
+    block_n: int
+    block_k: int
+    split_k: int = 1
+    uses_dot: bool = True
+    num_warps: int = 4
+    num_stages: int = 4
+    is_dependent: bool = False
+    prefetch: int = 0
+
+
+class Workspace:
+    """What split products share on one stream: partial sums and counters, which every kernel leaves at zero."""
+
+    def __init__(self, device: torch.device, num_partials: int, num_tiles: int) -> None:
+        self.partials = torch.empty(num_partials, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(num_tiles, dtype=torch.int32, device=device)
+
+    @staticmethod
+    def sizes(rows: int, outputs: int, config: SkinnyConfig) -> tuple[int, int]:
+        """num_partials and num_tiles of a product of `rows` rows of x with a W of `outputs` rows."""
+        if config.split_k == 1:
+            return 0, 0
+        tiles = triton.cdiv(outputs, config.block_n)
+        return tiles * config.split_k * (config.block_n + 1) * block_rows(rows, config), tiles
+
+
+def block_rows(rows: int, config: SkinnyConfig) -> int:
+    """Columns of y's tile: kernels are compiled for 1 (without matrix units), 8, 16, 32 and 64 rows of x."""
+    return max(8, triton.next_power_of_2(rows)) if config.uses_dot else 1
+
+
+def skinny_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    silu_and_mul: bool = False,
+) -> Tensor:
+    """The definition, in the dtype of its arguments: x [M, K], weight [N, K], bias [N] -> [M, N], or [M, N / 2] with
+    silu_and_mul; residual [M, N], norm_weight [K]."""
+    if norm_weight is not None:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm_weight
+    out = x @ weight.T
+    if bias is not None:
+        out = out + bias
+    if silu_and_mul:
+        gate, up = out.chunk(2, -1)
+        out = torch.nn.functional.silu(gate) * up
+    return out if residual is None else out + residual
+
+
+@triton.jit
+def _prefetch_l2(address, BYTES: tl.constexpr):
+    """Asks for BYTES bytes (a multiple of 16) at each address to come to L2, and does not wait."""
+    tl.inline_asm_elementwise(
+        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,n",
+        [address, BYTES],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _skinny_linear_kernel(
+    x_ptr,  # [M, K], rows x_stride apart
+    weight_ptr,  # [N or 2N, K]
+    bias_ptr,  # [N or 2N]
+    residual_ptr,  # [M, N], rows residual_stride apart
+    norm_weight_ptr,  # [K]
+    out_ptr,  # [M, N], rows out_stride apart
+    partials_ptr,  # [tiles, SPLIT_K, BLOCK_N + 1, BLOCK_M]; the last row holds the sums of squares
+    counters_ptr,  # [tiles]
+    M,
+    N,
+    K,
+    x_stride,
+    residual_stride,
+    out_stride,
+    eps,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    SILU: tl.constexpr,
+    USES_DOT: tl.constexpr,
+    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    local = tl.arange(0, BLOCK_N)
+    if SILU:  # gate and up rows in turn, so that a program has both
+        columns = tile * (BLOCK_N // 2) + local // 2
+        weight_rows = columns + (local % 2) * N
+    else:
+        columns = tile * BLOCK_N + local
+        weight_rows = columns
+    is_column = columns < N
+    weight_rows = tl.where(is_column, weight_rows, 0)
+    row_starts = weight_ptr + weight_rows.to(tl.int64)[:, None] * K
+    rows = tl.arange(0, BLOCK_M)
+    is_row = rows < M
+    x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride
+    per_split = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K) * BLOCK_K
+    first = split * per_split
+    last = tl.minimum(first + per_split, K)
+
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        if PREFETCH > 0:  # nothing of what the kernel before writes
+            _prefetch_l2((row_starts + first).to(tl.int64), PREFETCH)
+        gdc_wait()
+
+    scale = tl.full([BLOCK_M], 1.0, tl.float32)
+    if NORM_FIRST:
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        for start in range(0, K, BLOCK_K):
+            ks = start + tl.arange(0, BLOCK_K)
+            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & (ks < K)[None, :], other=0.0).to(tl.float32)
+            squares += tl.sum(x * x, 1)
+        scale = tl.rsqrt(squares / K + eps)
+
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    if USES_DOT:
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
+        ks = start + tl.arange(0, BLOCK_K)
+        if EVEN_K:
+            weight = tl.load(row_starts + ks[None, :], eviction_policy="evict_first")
+            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None], other=0.0)
+        else:
+            is_k = ks < K
+            weight = tl.load(row_starts + ks[None, :], mask=is_k[None, :], other=0.0, eviction_policy="evict_first")
+            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0)
+        if HAS_NORM:
+            if EVEN_K:
+                norm_weight = tl.load(norm_weight_ptr + ks).to(tl.float32)
+            else:
+                norm_weight = tl.load(norm_weight_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
+            wide = x.to(tl.float32)
+            if NORM_FIRST:
+                wide *= scale[:, None]
+            else:
+                squares += tl.sum(wide * wide, 1)
+            wide *= norm_weight[None, :]
+        else:
+            wide = x
+        if USES_DOT:
+            acc = dot_add(weight, tl.trans(wide.to(x.dtype)), acc)
+        else:
+            acc += weight.to(tl.float32) * wide.to(tl.float32)
+    if USES_DOT:
+        y = acc
+    else:
+        y = tl.sum(acc, 1)[:, None]
+
+    if SPLIT_K > 1:
+        part = partials_ptr + (tile * SPLIT_K).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+        mine = part + split * ((BLOCK_N + 1) * BLOCK_M)
+        inside = local[:, None] * BLOCK_M + rows[None, :]
+        tl.store(mine + inside, y)
+        if HAS_NORM:
+            tl.store(mine + BLOCK_N * BLOCK_M + rows, squares)
+        tl.debug_barrier()  # every thread's partial sums, before the arrival is told
+        arrived = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel")
+        if arrived != SPLIT_K - 1:
+            return
+        tl.store(counters_ptr + tile, 0)  # for the next kernel
+        y = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        for other in tl.static_range(SPLIT_K):
+            theirs = part + other * ((BLOCK_N + 1) * BLOCK_M)
+            y += tl.load(theirs + inside, cache_modifier=".cg")  # L1 could hold an older launch's
+            if HAS_NORM:
+                squares += tl.load(theirs + BLOCK_N * BLOCK_M + rows, cache_modifier=".cg")
+
+    if HAS_NORM and not NORM_FIRST:
+        y *= tl.rsqrt(squares / K + eps)[None, :]
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + weight_rows).to(tl.float32)[:, None]
+    if SILU:
+        gate, up = tl.split(tl.permute(tl.reshape(y, [BLOCK_N // 2, 2, BLOCK_M]), [0, 2, 1]))
+        y = gate * tl.sigmoid(gate) * up
+        columns = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        is_column = columns < N
+    is_output = is_column[:, None] & is_row[None, :]
+    if HAS_RESIDUAL:
+        residual_rows = residual_ptr + rows.to(tl.int64)[None, :] * residual_stride
+        y += tl.load(residual_rows + columns[:, None], mask=is_output, other=0.0).to(tl.float32)
+    out_rows = out_ptr + rows.to(tl.int64)[None, :] * out_stride
+    tl.store(out_rows + columns[:, None], y.to(out_ptr.dtype.element_ty), mask=is_output)
+
+
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    config: SkinnyConfig,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    silu_and_mul: bool = False,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """As the reference, for 1 to MAX_ROWS rows of bfloat16 or float16; sums are in float32.
+
+    x, residual and out: rows may be apart, elements may not. weight: contiguous. out: where to write, may be
+    `residual`. out_dtype: without `out`; default: x's. workspace: for configs that split K; None makes a new one."""
+    rows, width = x.shape
+    outputs = weight.shape[0] // 2 if silu_and_mul else weight.shape[0]
+    if out is None:
+        out = x.new_empty((rows, outputs), dtype=out_dtype or x.dtype)
+    _check(x, weight, config, bias, residual, norm_weight, silu_and_mul, out)
+    tiles = triton.cdiv(weight.shape[0], config.block_n)
+    if workspace is None:
+        workspace = Workspace(x.device, *Workspace.sizes(rows, weight.shape[0], config))
+    else:
+        num_partials, num_tiles = Workspace.sizes(rows, weight.shape[0], config)
+        assert workspace.partials.numel() >= num_partials and workspace.counters.numel() >= num_tiles, "workspace"
+    _skinny_linear_kernel[(tiles, config.split_k)](
+        x, weight,
+        weight if bias is None else bias,
+        x if residual is None else residual,
+        weight if norm_weight is None else norm_weight,
+        out, workspace.partials, workspace.counters,
+        rows, outputs, width,
+        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
+        eps,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        HAS_NORM=norm_weight is not None,
+        NORM_FIRST=norm_weight is not None and config.uses_dot and x.dtype is torch.float16,
+        SILU=silu_and_mul,
+        USES_DOT=config.uses_dot,
+        EVEN_K=width % config.block_k == 0,
+        BLOCK_M=block_rows(rows, config),
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        SPLIT_K=config.split_k,
+        STAGES=config.num_stages,
+        IS_DEPENDENT=config.is_dependent,
+        PREFETCH=min(config.prefetch, width * x.element_size()) if width % 8 == 0 else 0,
+        num_warps=config.num_warps,
+        launch_pdl=config.is_dependent,
+    )  # fmt: skip
+    return out
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    config: SkinnyConfig,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    silu_and_mul: bool,
+    out: Tensor,
+) -> None:
+    rows, width = x.shape
+    assert 1 <= rows <= (MAX_ROWS if config.uses_dot else 1), f"{rows} rows"
+    assert x.dtype in (torch.bfloat16, torch.float16) and weight.dtype is x.dtype, f"{x.dtype}, {weight.dtype}"
+    assert x.stride(1) == 1 and weight.shape[1] == width and weight.is_contiguous()
+    assert not silu_and_mul or weight.shape[0] % 2 == 0
+    outputs = weight.shape[0] // 2 if silu_and_mul else weight.shape[0]
+    assert out.shape == (rows, outputs) and out.stride(1) == 1
+    assert bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
+    assert residual is None or (residual.shape == out.shape and residual.stride(1) == 1)
+    assert norm_weight is None or (norm_weight.shape == (width,) and norm_weight.is_contiguous())
