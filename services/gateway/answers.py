@@ -11,8 +11,9 @@ import msgspec
 
 from services.gateway.call import Choice, Totals
 from services.gateway.deployment import Model
+from services.gateway.parts import Part
 from shared.errors import ErrorBody
-from shared.messages import Finished
+from shared.messages import Channel, tool_call_id
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -22,14 +23,13 @@ _encode = msgspec.json.Encoder().encode
 class Shape:
     """How an endpoint's answers differ from the other's.
 
-    text_key, text_open and text_close: the JSON around a chunk's text; opening: a choice's first chunk, if any."""
+    text_open and text_close: the JSON around a chunk's text."""
 
     id_prefix: str
     answer_object: str
     chunk_object: str
     text_open: bytes
     text_close: bytes
-    opening: bytes | None
 
 
 CHAT = Shape(
@@ -38,7 +38,6 @@ CHAT = Shape(
     chunk_object="chat.completion.chunk",
     text_open=b'"delta":{"content":',
     text_close=b"}",
-    opening=b'"delta":{"role":"assistant","content":""}',
 )
 COMPLETION = Shape(
     id_prefix="cmpl-",
@@ -46,17 +45,20 @@ COMPLETION = Shape(
     chunk_object="text_completion",
     text_open=b'"text":',
     text_close=b"",
-    opening=None,
 )
 
 
 def usage(totals: Totals) -> dict[str, object]:
-    return {
+    said: dict[str, object] = {
         "prompt_tokens": totals.prompt,
         "completion_tokens": totals.completion,
         "total_tokens": totals.prompt + totals.completion,
         "prompt_tokens_details": {"cached_tokens": totals.cached},
     }
+    details = {"reasoning_tokens": totals.reasoning, "forced_tokens": totals.forced}
+    if any(details.values()):
+        said["completion_tokens_details"] = details
+    return said
 
 
 def plain(shape: Shape, call_id: str, created: int, model: str, choices: Sequence[Choice], totals: Totals) -> bytes:
@@ -75,17 +77,47 @@ def plain(shape: Shape, call_id: str, created: int, model: str, choices: Sequenc
 
 def _plain_choice(shape: Shape, choice: Choice) -> dict[str, object]:
     assert choice.finished is not None
-    text = choice.take()
-    said: dict[str, object] = {"text": text}
-    if shape is CHAT:
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+    parts = choice.take()
+    said = {"message": _message(choice, parts)} if shape is CHAT else {"text": _text(parts, Channel.CONTENT)}
     return {
         "index": choice.index,
         **said,
         "logprobs": None,
-        "finish_reason": choice.finished.reason.value,
+        "finish_reason": choice.finish_reason,
         "stop_reason": choice.finished.stop_reason,
     }
+
+
+def _message(choice: Choice, parts: Sequence[Part]) -> dict[str, object]:
+    """The assistant's message; its content is null when it only calls tools."""
+    content: str | None = _text(parts, Channel.CONTENT)
+    message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+    if reasoning := _text(parts, Channel.REASONING):
+        message["reasoning_content"] = reasoning
+    if choice.num_calls:
+        message["content"] = content or None
+        message["tool_calls"] = _calls(choice, parts)
+    return message
+
+
+def _calls(choice: Choice, parts: Sequence[Part]) -> list[dict[str, object]]:
+    names = {part.call: part.text for part in parts if part.channel is Channel.CALL_NAME}
+    arguments = dict.fromkeys(names, "")
+    for part in parts:
+        if part.channel is Channel.CALL_ARGUMENTS:
+            arguments[part.call] += part.text
+    return [
+        {
+            "id": tool_call_id(choice.sequence_id, call),
+            "type": "function",
+            "function": {"name": name, "arguments": arguments[call]},
+        }
+        for call, name in names.items()
+    ]
+
+
+def _text(parts: Sequence[Part], channel: Channel) -> str:
+    return "".join(part.text for part in parts if part.channel is channel)
 
 
 class Events:
@@ -96,40 +128,62 @@ class Events:
         self._shape = shape
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._before: dict[int, bytes] = {}
-        self._after = shape.text_close + b',"logprobs":null,"finish_reason":null}]}\n\n'
+        self._empty = shape.text_open + b'""' + shape.text_close
+        self._after = b',"logprobs":null,"finish_reason":null}]}\n\n'
 
-    def text(self, index: int, text: str, finished: Finished | None = None, totals: Totals | None = None) -> bytes:
-        """New text of a choice, its end if it has come, and the usage so far if asked for."""
-        before = self._before.get(index)
+    def news(self, choice: Choice, totals: Totals | None = None) -> bytes:
+        """What has come of a choice, an event each run of text; its end, if it has come, goes with the last text. With
+        the usage so far if asked for. Takes the choice's text."""
+        parts = choice.take()
+        said = [self._said(choice, part) for part in parts]
+        before = self._before.get(choice.index)
         if before is None:
-            before = self._head + b'{"index":%d,' % index
-            opening = self._opening(before, totals)
-            before += self._shape.text_open
-            self._before[index] = before
-        else:
-            opening = b""
-        said = _encode(text)
-        if not text.isascii():
-            said = _without_line_separators(said)
-        if finished is None and totals is None:
-            return opening + before + said + self._after
-        end = b"null" if finished is None else b'"%s"' % finished.reason.value.encode()
-        stop = b"" if finished is None else b',"stop_reason":' + _encode(finished.stop_reason)
-        return b"".join(
-            (opening, before, said, self._shape.text_close, b',"logprobs":null,"finish_reason":', end, stop, b"}]")
-        ) + self._tail(totals)
+            before = self._before[choice.index] = self._head + b'{"index":%d,' % choice.index
+            if self._shape is CHAT:
+                said.insert(0, _opening(parts))
+        elif len(said) == 1 and choice.finished is None and totals is None:
+            return before + said[0] + self._after
+        if choice.finished is not None and (not parts or parts[-1].channel is not Channel.CONTENT):
+            # a chunk of its own for the end: nothing to add to content that may be null
+            said.append(b'"delta":{}' if choice.num_calls or (parts and self._shape is CHAT) else self._empty)
+        end = b',"logprobs":null,"finish_reason":null}]' + self._tail(totals)
+        events = [before + one + end for one in said]
+        if choice.finished is not None:
+            reason = b',"logprobs":null,"finish_reason":' + _encode(choice.finish_reason)
+            stop = b',"stop_reason":' + _encode(choice.finished.stop_reason) + b"}]"
+            events[-1] = before + said[-1] + reason + stop + self._tail(totals)
+        return b"".join(events)
 
     def usage(self, totals: Totals) -> bytes:
         """The last event of a stream that was asked for its usage."""
         return self._head + b"]" + self._tail(totals)
 
-    def _opening(self, before: bytes, totals: Totals | None) -> bytes:
-        if self._shape.opening is None:
-            return b""
-        return before + self._shape.opening + b',"logprobs":null,"finish_reason":null}]' + self._tail(totals)
+    def _said(self, choice: Choice, part: Part) -> bytes:
+        said = _encode(part.text)
+        if not part.text.isascii():
+            said = _without_line_separators(said)
+        match part.channel:
+            case Channel.CONTENT:
+                return self._shape.text_open + said + self._shape.text_close
+            case Channel.REASONING:
+                return b'"delta":{"reasoning_content":' + said + b"}"
+            case Channel.CALL_ARGUMENTS:
+                return b'"delta":{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (part.call, said)
+            case Channel.CALL_NAME:
+                call_id = tool_call_id(choice.sequence_id, part.call).encode()
+                return (
+                    b'"delta":{"tool_calls":[{"index":%d,"id":"%b","type":"function",'
+                    b'"function":{"name":%b,"arguments":""}}]}' % (part.call, call_id, said)
+                )
 
     def _tail(self, totals: Totals | None) -> bytes:
         return b"}\n\n" if totals is None else b',"usage":' + _encode(usage(totals)) + b"}\n\n"
+
+
+def _opening(parts: Sequence[Part]) -> bytes:
+    """A choice's first chunk. Its content stays null if something else comes first."""
+    content = b'""' if not parts or parts[0].channel is Channel.CONTENT else b"null"
+    return b'"delta":{"role":"assistant","content":%b}' % content
 
 
 def _without_line_separators(said: bytes) -> bytes:

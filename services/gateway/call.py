@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.gateway import metrics
+from services.gateway.parts import Part, Parts
 from shared.errors import ErrorBody, InternalError, Unavailable
-from shared.messages import Delta, Finished, FinishReason, sequence_id
-
-PARTS_KEPT = 64
+from shared.messages import Channel, Delta, Finished, FinishReason, sequence_id
 
 
 class Choice:
     """One sequence of a call.
 
-    received: characters of its text that have come. finished: its end, if that is one to tell the client;
-    is_over: nobody computes it any more, however it ended."""
+    received: characters of its text that have come; num_calls: tool calls in it. finished: its end, if that is one to
+    tell the client; is_over: nobody computes it any more, however it ended."""
 
     __slots__ = (
         "call",
@@ -28,6 +27,7 @@ class Choice:
         "is_dirty",
         "is_over",
         "last_at",
+        "num_calls",
         "num_prompt_tokens",
         "num_tokens",
         "parts",
@@ -41,8 +41,9 @@ class Choice:
         self.index = index
         self.prompt = prompt
         self.sequence_id = sequence
-        self.parts: list[str] = []
+        self.parts = Parts()
         self.received = 0
+        self.num_calls = 0
         self.num_tokens = 0
         self.num_prompt_tokens = 0
         self.finished: Finished | None = None
@@ -65,9 +66,9 @@ class Choice:
             return
         if text:
             self.received += len(text)
-            self.parts.append(text)
-            if len(self.parts) > PARTS_KEPT:
-                self.parts = ["".join(self.parts)]
+            self.parts.add(delta.channel, delta.call, text)
+            if delta.channel is Channel.CALL_NAME:
+                self.num_calls = delta.call + 1
         if new_tokens > 0:
             self.num_tokens = delta.num_tokens
             if self.last_at:
@@ -95,21 +96,29 @@ class Choice:
         self.call.num_open -= 1
         self.call.changed(self)
 
-    def take(self) -> str:
-        """The text that has come since it was last asked for."""
-        text = self.parts[0] if len(self.parts) == 1 else "".join(self.parts)
-        self.parts.clear()
+    def take(self) -> list[Part]:
+        """What has come since it was last asked for."""
         self.is_dirty = False
-        return text
+        return self.parts.take()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """As the client is told it: an answer that ended by itself and calls tools waits for their results."""
+        if self.finished is None:
+            return None
+        is_waiting = self.num_calls and self.finished.reason is FinishReason.STOP and self.finished.stop_reason is None
+        return "tool_calls" if is_waiting else self.finished.reason.value
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Tokens of a call so far; cached ones are known of finished sequences."""
+    """Tokens of a call so far; cached, reasoning and forced ones are known of finished sequences."""
 
     prompt: int
     completion: int
     cached: int
+    reasoning: int = 0
+    forced: int = 0
 
 
 class Call:
@@ -176,4 +185,11 @@ class Call:
             group = self.choices[start : start + self.n]
             prompt += max(choice.num_prompt_tokens for choice in group)
             cached += min(choice.finished.cached_tokens if choice.finished else 0 for choice in group)
-        return Totals(prompt, sum(choice.num_tokens for choice in self.choices), cached)
+        ends = [choice.finished for choice in self.choices if choice.finished is not None]
+        return Totals(
+            prompt,
+            sum(choice.num_tokens for choice in self.choices),
+            cached,
+            sum(end.reasoning_tokens for end in ends),
+            sum(end.forced_tokens for end in ends),
+        )

@@ -98,6 +98,8 @@ def _post(gateway: Gateway, job: Job, call: Call, arrival: float, traceparent: s
             priority=job.priority,
             cache_salt=job.cache_salt,
             arrival=arrival,
+            tool_calling=job.tool_calling,
+            separate_reasoning=job.separate_reasoning,
         )
         try:
             gateway.bus.outbox.post(TOKENIZE, message, traceparent=traceparent, deadline=deadline)
@@ -145,13 +147,12 @@ async def _stream(
 
 
 def _events(call: Call, job: Job, events: Events) -> bytes:
-    """What is new, one event a choice, and the usage after the last."""
+    """What is new of each choice, and the usage after the last."""
     parts = []
     for choice in call.take_changed():
-        text = choice.take()
         # a chunk's usage needs the prompt's length, which the tokenizer says with the first text
         totals = call.totals() if job.continuous_usage and choice.num_prompt_tokens else None
-        parts.append(events.text(choice.index, text, choice.finished, totals))
+        parts.append(events.news(choice, totals))
     if job.include_usage and not call.num_open:
         parts.append(events.usage(call.totals()))
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -6,12 +6,12 @@ Raises InvalidRequest with the `param` at fault; whatever passes here has a mean
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import msgspec
 
-from services.gateway import unsupported
+from services.gateway import tools, unsupported
 from services.gateway.conversation import check_depth, normalise
 from services.gateway.openai_types import (
     DEFAULT_COMPLETION_TOKENS,
@@ -21,7 +21,7 @@ from services.gateway.openai_types import (
     StreamOptions,
 )
 from shared.errors import InvalidRequest
-from shared.messages import ChatPrompt, SamplingOptions, TextPrompt, TokenPrompt
+from shared.messages import ChatPrompt, SamplingOptions, TextPrompt, TokenPrompt, ToolCalling
 from shared.packing import pack_i32
 
 MAX_SEQUENCES = 2048
@@ -51,6 +51,8 @@ class Job:
     include_usage: bool
     continuous_usage: bool
     ignored: list[str] = field(default_factory=list)
+    tool_calling: ToolCalling | None = None
+    separate_reasoning: bool = False
 
     def sampling_of(self, prompt: int) -> SamplingOptions:
         """The prompt's sampling; without the client's seed, one of its own, lest equal prompts get equal answers."""
@@ -67,7 +69,9 @@ _completion = msgspec.json.Decoder(CompletionRequest)
 
 def parse_chat(body: bytes) -> Job:
     request, ignored = _decode(body, _chat, ChatRequest, unsupported.CHAT_REFUSED)
-    return _job(request, [_chat_prompt(request)], request.max_tokens, ignored)
+    calling = tools.tool_calling(request.tools, request.tool_choice, request.parallel_tool_calls)
+    job = _job(request, [_chat_prompt(request)], request.max_tokens, ignored)
+    return replace(job, tool_calling=calling, separate_reasoning=request.separate_reasoning is not False)
 
 
 def parse_completion(body: bytes) -> Job:
@@ -168,24 +172,13 @@ def _chat_prompt(request: ChatRequest) -> ChatPrompt:
         raise InvalidRequest(
             "'continue_final_message' and 'add_generation_prompt' exclude each other.", param="continue_final_message"
         )
-    tools = request.tools or None
-    if tools is not None and request.tool_choice != "none":
-        raise InvalidRequest(
-            "Tool calling is not supported by this server; tools are only shown to the model, with "
-            "'tool_choice': 'none'.",
-            param="tools",
-            code="unsupported_parameter",
-        )
-    if tools is None and request.tool_choice not in (None, "none", "auto"):
-        raise InvalidRequest("'tool_choice' is only allowed with 'tools'.", param="tool_choice")
-    for name, value in (("tools", tools), ("chat_template_kwargs", request.chat_template_kwargs)):
-        check_depth(value, name)
+    check_depth(request.chat_template_kwargs, "chat_template_kwargs")
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
     return ChatPrompt(
         messages=normalise(request.messages),
-        tools=tools,
+        tools=request.tools or None,
         template_kwargs=kwargs,
         add_generation_prompt=not continues and request.add_generation_prompt is not False,
         continue_final_message=continues,

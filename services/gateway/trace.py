@@ -75,7 +75,7 @@ class RootSpan:
         if self._own is None:
             return
         totals = call.totals()
-        reasons = [choice.finished.reason.value for choice in call.choices if choice.finished is not None]
+        reasons = [choice.finish_reason for choice in call.choices if choice.finish_reason is not None]
         self._attributes |= {
             telemetry.RESPONSE_ID: call.id,
             telemetry.RESPONSE_MODEL: self._attributes.get(telemetry.REQUEST_MODEL),
