@@ -5,7 +5,7 @@ case; this file adds what it leaves open: a prompt that ends inside a character,
 what is left at the end. The pieces of a sequence joined are its tokens decoded as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -22,7 +22,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(self._special)
         self.neutral = self._neutral_context()
 
     def _neutral_context(self) -> list[int]:
@@ -33,9 +34,13 @@ class Detokenizer:
                 return ids
         return []
 
-    def stream(self, prompt_tail: Sequence[int], skip_special_tokens: bool) -> "TextStream":
-        """For the tokens that follow a prompt which ends in `prompt_tail` (empty: nothing comes before)."""
-        return TextStream(self, prompt_tail, skip_special_tokens)
+    def stream(self, prompt_tail: Sequence[int], skip_special_tokens: bool, kept: Collection[str] = ()) -> "TextStream":
+        """For the tokens that follow a prompt which ends in `prompt_tail` (empty: nothing comes before). kept: special
+        tokens that are not skipped."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        if kept and skipped:
+            skipped = frozenset(token_id for token_id in skipped if self._special[token_id] not in kept)
+        return TextStream(self, prompt_tail, skipped)
 
 
 class TextStream:
@@ -43,11 +48,11 @@ class TextStream:
 
     __slots__ = ("_context", "_detokenizer", "_echo", "_held", "_skip", "_skipped_ids", "_stream", "_tokenizer")
 
-    def __init__(self, detokenizer: Detokenizer, prompt_tail: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(self, detokenizer: Detokenizer, prompt_tail: Sequence[int], skipped_ids: frozenset[int]) -> None:
         self._detokenizer = detokenizer
         self._tokenizer = detokenizer.tokenizer
-        self._skip = skip_special_tokens
-        self._skipped_ids = detokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped_ids = skipped_ids
+        self._skip = bool(skipped_ids) and skipped_ids == detokenizer.special_ids
         self._held: list[int]  # tokens whose text has not come out
         self._context: list[int]  # tokens that those follow; they end a character
         self._stream: DecodeStream

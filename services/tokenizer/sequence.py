@@ -2,16 +2,18 @@
 
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.stop_strings import StopStrings
+from services.tokenizer.tools.answer import AnswerReader, kept_marks
+from services.tokenizer.tools.reader import Piece, joined
 from shared.errors import ErrorBody
-from shared.messages import Delta, Ended, Finished, FinishReason, Open
+from shared.messages import Channel, Delta, Ended, Finished, FinishReason, Open
 from shared.packing import unpack_i32
 
 
 class SequenceOutput:
     """Takes a sequence's tokens in any order and any number of times, and uses each once, in order.
 
-    The text depends on the tokens alone, not on how they came; so one that is rebuilt from the log sends again
-    the same characters at the same offsets."""
+    The text and what it is part of depend on the tokens alone, not on how they came; so one that is rebuilt from the
+    log sends again the same characters at the same offsets."""
 
     __slots__ = (
         "_early",
@@ -19,6 +21,9 @@ class SequenceOutput:
         "_ends",
         "_min_tokens",
         "_parts",
+        "_pieces",
+        "_reader",
+        "_reasoning_tokens",
         "_sent",
         "_stops",
         "_text",
@@ -61,14 +66,20 @@ class SequenceOutput:
         self.attempt = 0
         self.finished: Finished | None = None
         self.was_cut = False  # a stop string ended it while the worker goes on
-        self._text = detokenizer.stream(unpack_i32(opened.prompt_tail), opened.skip_special_tokens)
+        form = opened.format
+        self._text = detokenizer.stream(
+            unpack_i32(opened.prompt_tail), opened.skip_special_tokens, kept_marks(form) if form else ()
+        )
+        self._reader = AnswerReader(form) if form else None
+        self._reasoning_tokens = 0
         self._stops = StopStrings(opened.stop, opened.include_stop_str_in_output) if opened.stop else None
         self._min_tokens = opened.min_tokens
         shown = opened.include_stop_str_in_output
         self._ends = frozenset[int]() if shown else frozenset([*opened.stop_token_ids, *opened.eos_token_ids])
         self._early: dict[int, int] = {}  # index -> token that came before those ahead of it
         self._ended: Ended | None = None  # came before the last tokens
-        self._parts: list[str] = []
+        self._parts: list[str] = []  # plain text
+        self._pieces: list[Piece] = []  # or what the reader found in it
         self._sent = 0
 
     def push(self, index: int, token_id: int) -> None:
@@ -103,7 +114,7 @@ class SequenceOutput:
         if self.finished is not None:
             return
         if self._stops is not None:
-            self._parts.append(self._stops.flush())
+            self._show(self._stops.flush())
         asked = ended.stop_token_id in self.open.stop_token_ids
         self._finish(
             ended.reason,
@@ -116,44 +127,57 @@ class SequenceOutput:
         """Gives the sequence up."""
         self._finish(FinishReason.ERROR, num_tokens=self.num_tokens, error=error)
 
-    def take_delta(self) -> Delta | None:
+    def take_deltas(self) -> list[Delta]:
         """The text since the last call."""
-        if not self._parts:
-            return None
-        text = "".join(self._parts)
-        self._parts.clear()
-        if not text:
-            return None
+        if self._reader is None:
+            text = "".join(self._parts)
+            self._parts.clear()
+            return [self._delta(Channel.CONTENT, 0, text)] if text else []
+        pieces = joined(self._pieces)
+        self._pieces.clear()
+        return [self._delta(*piece) for piece in pieces]
+
+    def _delta(self, channel: Channel, call: int, text: str) -> Delta:
         delta = Delta(
             sequence_id=self.sequence_id,
             offset=self._sent,
             text=text,
             num_tokens=self.num_tokens,
             num_prompt_tokens=self.open.num_prompt_tokens,
+            channel=channel,
+            call=call,
         )
         self._sent += len(text)
         return delta
 
     def _take(self, token_id: int) -> None:
         self.num_tokens += 1
+        if self._reader is not None and self._reader.is_reasoning:
+            self._reasoning_tokens = self.num_tokens
         if token_id in self._ends:
             return
         text = self._text.push(token_id)
         if text:
-            if self._stops is None:
+            if self._stops is None and self._reader is None:
                 self._parts.append(text)
             else:
                 self._take_text(text)
 
     def _take_text(self, text: str) -> None:
         if self._stops is None:
-            self._parts.append(text)
+            self._show(text)
             return
         shown, stop = self._stops.push(text, is_active=self.num_tokens > self._min_tokens)
-        self._parts.append(shown)
+        self._show(shown)
         if stop is not None:
             self.was_cut = True
             self._finish(FinishReason.STOP, num_tokens=self.num_tokens, stop_reason=stop)
+
+    def _show(self, text: str) -> None:
+        if self._reader is None:
+            self._parts.append(text)
+        elif text:
+            self._pieces += self._reader.push(text)
 
     def _finish(
         self,
@@ -164,6 +188,8 @@ class SequenceOutput:
         error: ErrorBody | None = None,
     ) -> None:
         self._early.clear()
+        if self._reader is not None:
+            self._pieces += self._reader.flush()
         self.finished = Finished(
             sequence_id=self.sequence_id,
             reason=reason,
@@ -172,4 +198,5 @@ class SequenceOutput:
             cached_tokens=self.cached_tokens or 0,
             stop_reason=stop_reason,
             error=error,
+            reasoning_tokens=self._reasoning_tokens,
         )

@@ -105,9 +105,9 @@ class ShardOutput:
         touched, self._touched = self._touched, {}
         for sequence in touched.values():
             gateway = sequence.open.reply_to
-            delta = sequence.take_delta()
-            if delta is not None:
-                replies.deltas.setdefault(gateway, []).append(delta)
+            deltas = sequence.take_deltas()
+            if deltas:
+                replies.deltas.setdefault(gateway, []).extend(deltas)
             if sequence.finished is not None:
                 replies.finished.setdefault(gateway, []).append(sequence.finished)
                 replies.over.append(sequence)

@@ -18,8 +18,8 @@ Call = tuple[str, str]
 
 NASTY = [
     "", "Zürich", "你好", "🎉🎉", "a\nb\tc", '"', "'", "\\", "\\n", "}", "{", "]", "[", ")", "(", ",", "=",
-    "</tool_call>", "<tool_call>", "[TOOL_CALLS]", "[ARGS]", "```", "<｜tool▁call▁end｜>", "<|python_tag|>", "; {", "<think>", "\u2028",
-    "\x00", "é" * 5, '{"name": "f", "arguments": {}}',
+    "</tool_call>", "<tool_call>", "[TOOL_CALLS]", "[ARGS]", "```", "<｜tool▁call▁end｜>", "<|python_tag|>", "; {",
+    "<think>", "\u2028", "\x00", "é" * 5, '{"name": "f", "arguments": {}}',
 ]  # fmt: skip
 
 

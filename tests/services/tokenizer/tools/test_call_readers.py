@@ -13,7 +13,7 @@ from services.tokenizer.tools.reader import Piece, joined
 from shared.messages import Channel
 from tests.services.tokenizer.tools.answers import NAMES, Call, an_answer, calls_of, split_bytes, text_of
 
-GENERATED = 20
+GENERATED = 25
 """Answers a format: at two calls an answer and nine formats, well over 300 calls."""
 
 
