@@ -1,0 +1,208 @@
+"""Decode attention against its definition: odd shapes, poisoned outputs, NaN in every slot that no row sees."""
+
+import pytest
+import torch
+
+from services.gpu_worker.kernels.decode_attention import decode_attention, decode_attention_reference
+from services.gpu_worker.kernels.tile_shape import TileShape
+from services.gpu_worker.kernels.work_list import DecodePlan
+from tests.services.gpu_worker.kernels.kernel_testing import assert_close, poison
+from tests.services.gpu_worker.kernels.paged_testing import PagedBatch, paged_batch
+
+TILE = TileShape(block_tokens=16, num_warps=4, num_stages=3, programs_per_sm=1)
+
+
+def make_plan(
+    batch: PagedBatch, device: torch.device, *, window: int | None = None, num_programs: int = 8
+) -> DecodePlan:
+    num_kv_heads, _, head_dim = batch.keys.shape
+    group_size = batch.query.shape[1] // num_kv_heads
+    max_rows = len(batch.lengths) + 1
+    return DecodePlan(
+        max_rows, None, num_kv_heads, group_size, head_dim, device, window=window, tile=TILE, num_programs=num_programs
+    )
+
+
+def check(batch: PagedBatch, plan: DecodePlan, *, window: int | None = None, softcap: float | None = None) -> None:
+    out = poison(torch.empty_like(batch.query))
+    scale = 1.7 / batch.query.shape[2] ** 0.5
+    seen = (batch.seats, batch.lengths, batch.page_tables)
+    options = {"page_size": batch.page_size, "scale": scale, "window": window, "softcap": softcap}
+    plan.update(batch.lengths, batch.seats)
+    decode_attention(batch.query, batch.keys, batch.values, out, *seen, plan, **options)
+    reference = decode_attention_reference(batch.query, batch.keys, batch.values, *seen, **options)
+    assert_close("out", out, reference)
+    assert not plan.arrived.any(), "counters are not ready for the next layer"
+
+
+@pytest.mark.parametrize(
+    ("num_kv_heads", "group_size", "head_dim", "page_size", "dtype"),
+    [
+        (2, 4, 64, 16, torch.bfloat16),
+        (1, 3, 80, 1, torch.float32),
+        (3, 1, 96, 16, torch.float16),
+        (1, 8, 128, 64, torch.bfloat16),
+        (1, 2, 256, 16, torch.float32),
+    ],
+    ids=str,
+)
+def test_matches_reference(
+    num_kv_heads: int,
+    group_size: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    nan_filled_empty: None,
+) -> None:
+    batch = paged_batch(
+        [1, 300, 17, 64, 15],
+        num_kv_heads=num_kv_heads,
+        group_size=group_size,
+        head_dim=head_dim,
+        page_size=page_size,
+        dtype=dtype,
+        device=device,
+        padding=(3,),
+    )
+    check(batch, make_plan(batch, device))
+
+
+@pytest.mark.parametrize("window", [1, 20, 33, 500])
+def test_window_hides_older_tokens(window: int, device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [350, 5, 33, 34, 1],
+        num_kv_heads=1,
+        group_size=2,
+        head_dim=32,
+        page_size=16,
+        dtype=torch.float32,
+        device=device,
+    )
+    check(batch, make_plan(batch, device, window=window, num_programs=64), window=window)
+
+
+def test_softcap_bounds_scores(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [310, 40], num_kv_heads=2, group_size=2, head_dim=32, page_size=16, dtype=torch.float32, device=device
+    )
+    batch.query *= 50  # far into the flat part of the tanh, where its exponential overflows
+    check(batch, make_plan(batch, device, num_programs=64), softcap=5.0)
+
+
+def test_rows_are_cut_where_programs_are_idle(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [700, 3], num_kv_heads=1, group_size=5, head_dim=32, page_size=16, dtype=torch.float32, device=device
+    )
+    plan = make_plan(batch, device, num_programs=32)
+    check(batch, plan)
+    assert plan.row_count.tolist()[0] > 8
+
+
+def test_one_plan_serves_changing_lengths_and_batch_sizes(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [400, 90, 30], num_kv_heads=1, group_size=2, head_dim=32, page_size=16, dtype=torch.float32, device=device
+    )
+    plan = make_plan(batch, device, num_programs=16)
+    check(batch, plan)
+    batch.lengths[0] = 7
+    batch.lengths[1] -= 1
+    check(batch, plan)
+    check(
+        PagedBatch(
+            batch.query[1:], batch.keys, batch.values, batch.seats[1:], batch.lengths[1:], batch.page_tables, 16
+        ),
+        plan,
+    )
+
+
+def test_all_rows_padding_gives_zeros(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [20, 30],
+        num_kv_heads=1,
+        group_size=2,
+        head_dim=32,
+        page_size=16,
+        dtype=torch.float32,
+        device=device,
+        padding=(0, 1),
+    )
+    check(batch, make_plan(batch, device))
+
+
+def test_query_may_be_a_slice_of_a_wider_row(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [40, 25], num_kv_heads=2, group_size=2, head_dim=32, page_size=1, dtype=torch.float32, device=device
+    )
+    joined = torch.randn(2, 4 + 2 + 2, 32, device=device)
+    batch.query = joined[:, :4]
+    check(batch, make_plan(batch, device))
+
+
+def test_plan_of_another_window_is_refused(device: torch.device) -> None:
+    batch = paged_batch([5], num_kv_heads=1, group_size=1, head_dim=32, page_size=1, dtype=torch.float32, device=device)
+    with pytest.raises(AssertionError, match="the plan was made otherwise"):
+        check(batch, make_plan(batch, device, window=3))
+
+
+def test_fp8_pool_is_read_with_its_scales(device: torch.device, nan_filled_empty: None) -> None:
+    batch = paged_batch(
+        [130, 9], num_kv_heads=2, group_size=2, head_dim=64, page_size=16, dtype=torch.bfloat16, device=device
+    )
+    key_scales, value_scales = (torch.rand(2, 2, device=device) + 0.5).unbind(0)
+    keys, values = batch.keys.to(torch.float8_e4m3fn), batch.values.to(torch.float8_e4m3fn)
+    plan = make_plan(batch, device)
+    plan.update(batch.lengths, batch.seats)
+    out = poison(torch.empty_like(batch.query))
+    seen = (batch.seats, batch.lengths, batch.page_tables)
+    decode_attention(
+        batch.query,
+        keys,
+        values,
+        out,
+        *seen,
+        plan,
+        page_size=16,
+        scale=0.1,
+        key_scales=key_scales,
+        value_scales=value_scales,
+    )
+    wide_keys = keys.float() * key_scales[:, None, None]
+    wide_values = values.float() * value_scales[:, None, None]
+    reference = decode_attention_reference(batch.query, wide_keys, wide_values, *seen, page_size=16, scale=0.1)
+    assert_close("out", out, reference)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("group_size", "head_dim"), [(4, 64), (4, 128), (7, 128), (2, 256)])
+def test_captured_graph_follows_lengths(group_size: int, head_dim: int, device: torch.device) -> None:
+    """With the tiles that serving uses: one capture, replayed with other lengths and seats."""
+    lengths = torch.randint(1, 3000, (37,)).tolist()
+    batch = paged_batch(
+        lengths,
+        num_kv_heads=8,
+        group_size=group_size,
+        head_dim=head_dim,
+        page_size=16,
+        dtype=torch.bfloat16,
+        device=device,
+    )
+    plan = DecodePlan(40, None, 8, group_size, head_dim, device)
+    out = torch.empty_like(batch.query)
+    seen = (batch.seats, batch.lengths, batch.page_tables)
+
+    def step() -> None:
+        plan.update(batch.lengths, batch.seats)
+        for _ in range(3):  # layers
+            decode_attention(batch.query, batch.keys, batch.values, out, *seen, plan, page_size=16, scale=0.1)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for factor in (1.0, 0.7, 0.1):
+        batch.lengths.copy_((torch.tensor(lengths) * factor).int().clamp(min=1))
+        poison(out)
+        graph.replay()
+        reference = decode_attention_reference(batch.query, batch.keys, batch.values, *seen, page_size=16, scale=0.1)
+        assert_close(f"out at {factor}", out, reference)
