@@ -53,6 +53,9 @@ class Executor(Protocol):
     num_seats: int
     run_ahead: int
 
+    def warm_up(self) -> None:
+        """Builds now what the first steps would have to build, and shows what is broken. Before any sequence."""
+
     def seat(self, sequence: Sequence) -> None:
         """The sequence takes sequence.seat; whoever had it before has gone."""
 
@@ -84,6 +87,9 @@ class StepExecutor:
         self.page_size = runner.page_size
         self.max_model_len = runner.max_model_len
         self.num_seats = num_seats
+
+    def warm_up(self) -> None:
+        self._runner.forward([SequenceStep(array("i", [0]), 0, array("i", [0]), wants_logits=True)])
 
     def seat(self, sequence: Sequence) -> None:
         self._next[sequence.seat] = SequenceStep(array("i", [0]), 0, sequence.page_table, wants_logits=True)

@@ -8,19 +8,15 @@ import sys
 import threading
 import time
 import traceback
-from array import array
 from collections.abc import Callable, Sequence
-
-import torch
 
 from services.gpu_worker import engine_thread, metrics
 from services.gpu_worker.config import Limits, Settings, resolve
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
-from services.gpu_worker.executor import StepExecutor
+from services.gpu_worker.executor import Executor
+from services.gpu_worker.load import load_executor
 from services.gpu_worker.reporter import Reporter
-from services.gpu_worker.runner import load_runner
-from services.gpu_worker.step import Runner, SequenceStep
 from shared.messages import HEARTBEAT_S, Hello
 from shared.service import Context, run_service
 from shared.streams import Bus, plan_stream
@@ -30,50 +26,33 @@ log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 5.0
 """How long a stopping worker waits for the step that it is in."""
 
-Load = Callable[[Settings, Limits], Runner]
+Load = Callable[[Settings, Limits], Executor]
 
 
 class EngineHung(Exception):
     """A step has taken longer than `step_timeout_s`."""
 
 
-def load(settings: Settings, limits: Limits) -> Runner:
-    """The model with its page pool. Raises ConfigError."""
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    return load_runner(
-        settings.model_path,
-        load_format=settings.load_format,
-        dtype=settings.dtype,
-        device=limits.device,
-        page_size=settings.page_size,
-        num_pages=settings.num_pages,
-        kv_memory_bytes=limits.kv_memory_bytes,
-        max_model_len=settings.max_model_len,
-        model_impl=settings.model_impl,
-        seed=settings.seed,
-    )
-
-
-async def serve(context: Context, settings: Settings, load: Load = load) -> None:
+async def serve(context: Context, settings: Settings, load: Load = load_executor) -> None:
     """Loads the model, says hello, and follows the scheduler's plans until cancelled."""
     limits = resolve(settings)
-    runner: Runner | None = None
+    executor: Executor | None = None
 
     def make_engine() -> Engine:
-        nonlocal runner
-        runner = load(settings, limits)
-        _warm_up(runner)
-        return Engine(StepExecutor(runner, limits.max_running), limits.prefill_budget, time.time)
+        nonlocal executor
+        executor = load(settings, limits)
+        executor.warm_up()
+        return Engine(executor, limits.prefill_budget, time.time)
 
     def hello(epoch: int) -> Hello:
-        assert runner is not None
+        assert executor is not None
         return Hello(
             worker=context.instance,
             epoch=epoch,
             model=settings.model_name,
-            num_pages=runner.num_pages,
-            page_size=runner.page_size,
-            max_model_len=runner.max_model_len,
+            num_pages=executor.num_pages,
+            page_size=executor.page_size,
+            max_model_len=executor.max_model_len,
             max_running=limits.max_running,
             prefill_budget=limits.prefill_budget,
         )
@@ -86,9 +65,9 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
     engine.start()
     try:
         await _until_first([engine.ready, *tasks])
-        assert runner is not None
-        metrics.PAGES.set(runner.num_pages)
-        context.registry.update(is_ready=True, model=settings.model_name, max_model_len=runner.max_model_len)
+        assert executor is not None
+        metrics.PAGES.set(executor.num_pages)
+        context.registry.update(is_ready=True, model=settings.model_name, max_model_len=executor.max_model_len)
         tasks += [
             asyncio.create_task(_follow(context.bus, context.instance, engine, reporter), name="plans"),
             asyncio.create_task(_keep(engine, reporter, settings.step_timeout_s), name="heartbeat"),
@@ -101,11 +80,6 @@ async def serve(context: Context, settings: Settings, load: Load = load) -> None
         if not await engine.stop(STOP_PATIENCE_S if engine.ready.done() else 0):
             log.warning("stopping in the middle of a step")
         reporter.farewell()
-
-
-def _warm_up(runner: Runner) -> None:
-    """One token through the model: what is built at the first step is built now, and what is broken shows."""
-    runner.forward([SequenceStep(array("i", [0]), 0, array("i", [0]), wants_logits=True)])
 
 
 async def _until_first(futures: "Sequence[asyncio.Future[None]]") -> None:
@@ -137,7 +111,7 @@ async def _keep(engine: EngineThread, reporter: Reporter, step_timeout_s: float)
         reporter.trim()
 
 
-def main(load: Load = load) -> None:
+def main(load: Load = load_executor) -> None:
     code: int | str | None = 0
     try:
         run_service("gpu_worker", Settings, functools.partial(serve, load=load))

@@ -15,6 +15,7 @@ import torch
 
 from services.gpu_worker import main as worker_main
 from services.gpu_worker.config import Settings
+from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.main import EngineHung, serve
 from services.gpu_worker.step import SequenceStep
 from shared.errors import ConfigError
@@ -40,7 +41,7 @@ from shared.streams import EVENTS, Bus, plan_stream, shard_stream
 from tests.services.gpu_worker.fake_runner import FakeRunner, expected_outputs
 
 WORKER = "w1"
-SETTINGS = Settings(model_path="/models/tiny-hash", max_running=7, chunked_prefill_size=8)
+SETTINGS = Settings(model_path="/models/tiny-hash", max_running=40, chunked_prefill_size=8)
 
 
 class GatedRunner(FakeRunner):
@@ -107,7 +108,7 @@ class Scheduler:
 @contextlib.asynccontextmanager
 async def a_worker(bus: Bus, runner: FakeRunner, settings: Settings = SETTINGS) -> AsyncIterator[Scheduler]:
     context = Context("gpu_worker", WORKER, bus, Registry(bus, "gpu_worker", WORKER))
-    task = asyncio.create_task(serve(context, settings, lambda _settings, _limits: runner))
+    task = asyncio.create_task(serve(context, settings, lambda _, limits: StepExecutor(runner, limits.max_running)))
     scheduler = Scheduler(bus, task)
     try:
         await scheduler.until(lambda: scheduler.hellos)
@@ -148,7 +149,7 @@ async def test_a_request_from_plan_to_tokens(bus: Bus) -> None:
             num_pages=64,
             page_size=4,
             max_model_len=200,
-            max_running=7,
+            max_running=40,
             prefill_budget=8,
         )
         assert abs(hello.epoch - time.time() * 1000) < 60_000
@@ -311,7 +312,7 @@ async def test_stopping_does_not_wait_for_ever_for_a_step(bus: Bus, monkeypatch:
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_worker_with_its_reason(bus: Bus) -> None:
-    def load(_settings: object, _limits: object) -> FakeRunner:
+    def load(_settings: object, _limits: object) -> StepExecutor:
         raise ConfigError("no config.json in /nowhere")
 
     context = Context("gpu_worker", WORKER, bus, Registry(bus, "gpu_worker", WORKER))
@@ -333,6 +334,7 @@ async def test_many_sequences_at_once_each_get_their_own_tokens(bus: Bus) -> Non
 
 PROGRAM = """
 import threading
+from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.main import main
 from tests.services.gpu_worker.fake_runner import FakeRunner
 
@@ -342,7 +344,7 @@ class Hangs(FakeRunner):
             threading.Event().wait()
         return super().forward(steps)
 
-main(lambda settings, limits: Hangs())
+main(lambda settings, limits: StepExecutor(Hangs(), limits.max_running))
 """
 
 

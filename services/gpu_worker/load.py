@@ -1,0 +1,27 @@
+"""Makes what settings name into an executor."""
+
+import os
+
+import torch
+
+from services.gpu_worker.config import Limits, Settings
+from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.runner import load_runner
+
+
+def load_executor(settings: Settings, limits: Limits) -> Executor:
+    """The model with its page pool, ready for sequences. Raises ConfigError."""
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    runner = load_runner(
+        settings.model_path,
+        load_format=settings.load_format,
+        dtype=settings.dtype,
+        device=limits.device,
+        page_size=settings.page_size,
+        num_pages=settings.num_pages,
+        kv_memory_bytes=limits.kv_memory_bytes,
+        max_model_len=settings.max_model_len,
+        model_impl=settings.model_impl,
+        seed=settings.seed,
+    )
+    return StepExecutor(runner, limits.max_running)
