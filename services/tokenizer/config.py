@@ -4,6 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from services.tokenizer.tools.dialect import AUTO
+from services.tokenizer.tools.formats import CHOICES
+from services.tokenizer.tools.reasoning import FORMATS
 from shared.settings import ModelSettings, help_
 
 
@@ -14,3 +17,9 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=1, le=1024), help_("streams that output tokens are spread over; the same in every process")
     ] = 4
     encode_threads: Annotated[int, msgspec.Meta(ge=1, le=256), help_("threads that encode prompts")] = 2
+    tool_parser: Annotated[
+        str, help_(f"form of the model's tool calls: auto (by its chat template), none, {', '.join(CHOICES)}")
+    ] = AUTO
+    reasoning_parser: Annotated[
+        str, help_(f"marks of the model's reasoning: auto (by its chat template), none, {', '.join(FORMATS)}")
+    ] = AUTO

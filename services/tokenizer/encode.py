@@ -11,8 +11,21 @@ from jinja2 import TemplateError
 from tokenizers import Encoding
 
 from services.tokenizer.model_files import ModelFiles
+from services.tokenizer.tools import conversation
+from services.tokenizer.tools.dialect import Dialect, dialect_of
+from services.tokenizer.tools.plan import FREE, AnswerPlan, plan
 from shared.errors import InternalError, InvalidRequest, RequestError
-from shared.messages import ChatPrompt, Generate, Open, Sampling, TextPrompt, Tokenize, TokenPrompt, sequence_id
+from shared.messages import (
+    ChatPrompt,
+    Constraint,
+    Generate,
+    Open,
+    Sampling,
+    TextPrompt,
+    Tokenize,
+    TokenPrompt,
+    sequence_id,
+)
 from shared.packing import pack_i32, unpack_i32
 
 PROMPT_TAIL = 12
@@ -32,18 +45,20 @@ TEMPLATE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A request ready to run."""
+    """A request ready to run, once its constraint is compiled, if it has one."""
 
     open: Open
     generate: Generate
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt rendered and not encoded yet."""
+    """A prompt rendered and not encoded yet, and what its answer will hold."""
 
     text: str
     add_special_tokens: bool
+    plan: AnswerPlan = FREE
 
 
 def shard_of(request_id: str, token_shards: int) -> int:
@@ -57,10 +72,11 @@ def prompt_param(request: Tokenize) -> str:
 
 
 class Encoder:
-    """A model's prompts to token ids."""
+    """A model's prompts to token ids. dialect: how it is told of tools; None: as its chat template shows."""
 
-    def __init__(self, model: ModelFiles, token_shards: int) -> None:
+    def __init__(self, model: ModelFiles, token_shards: int, dialect: Dialect | None = None) -> None:
         self._model = model
+        self._dialect = dialect or dialect_of(model.tool_template)
         self._token_shards = token_shards
         longest_token = max(map(len, model.backend.get_vocab(with_added_tokens=True)), default=1)
         self._max_characters = longest_token * model.max_model_len
@@ -76,7 +92,11 @@ class Encoder:
         for request in requests:
             try:
                 prompt = self._render(request)
-                results.append(prompt if isinstance(prompt, Text) else self._complete(request, prompt))
+                results.append(
+                    prompt
+                    if isinstance(prompt, Text)
+                    else self._complete(request, prompt, AnswerPlan(None, request.constraint))
+                )
             except RequestError as error:
                 results.append(error)
         for add_special_tokens in (False, True):
@@ -87,25 +107,26 @@ class Encoder:
                 and result.add_special_tokens == add_special_tokens
                 and (defer_above is None or len(result.text) <= defer_above)
             ]
-            texts = [result.text for place in places if isinstance(result := results[place], Text)]
-            if not texts:
+            prompts = [result for place in places if isinstance(result := results[place], Text)]
+            if not prompts:
                 continue
-            for place, encoding in zip(places, self._encode_batch(texts, add_special_tokens), strict=True):
-                results[place] = self._completed(requests[place], encoding.ids)
+            encodings = self._encode_batch([text.text for text in prompts], add_special_tokens)
+            for place, text, encoding in zip(places, prompts, encodings, strict=True):
+                results[place] = self._completed(requests[place], encoding.ids, text.plan)
         return results
 
     def encode_text(self, request: Tokenize, prompt: Text) -> Encoded | RequestError:
         """The rest of the work for a prompt that `encode` deferred."""
         [encoding] = self._encode_batch([prompt.text], prompt.add_special_tokens)
-        return self._completed(request, encoding.ids)
+        return self._completed(request, encoding.ids, prompt.plan)
 
     def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[Encoding]:
         """Always as a batch: `encode` of one text keeps the interpreter lock, and with it every other thread."""
         return self._model.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
-    def _completed(self, request: Tokenize, token_ids: Sequence[int]) -> Encoded | RequestError:
+    def _completed(self, request: Tokenize, token_ids: Sequence[int], answer: AnswerPlan) -> Encoded | RequestError:
         try:
-            return self._complete(request, array("i", token_ids))
+            return self._complete(request, array("i", token_ids), answer)
         except RequestError as error:
             return error
 
@@ -113,9 +134,10 @@ class Encoder:
         """The prompt as text, or as token ids if the client gave those."""
         match request.prompt:
             case TextPrompt(text=text):
-                rendered = Text(text, add_special_tokens=True)
+                rendered = Text(text, True, AnswerPlan(None, request.constraint))
             case ChatPrompt() as chat:
-                rendered = Text(self._render_chat(chat), add_special_tokens=False)
+                text = self._render_chat(chat, is_calling=request.tool_calling is not None)
+                rendered = Text(text, False, plan(request, self._dialect, text))
             case TokenPrompt(token_ids=packed):
                 return self._token_ids(packed)
         if len(rendered.text) > self._max_characters:  # saves the seconds that encoding it would take
@@ -137,7 +159,7 @@ class Encoder:
             self._check_vocabulary(max(token_ids), "prompt")
         return token_ids
 
-    def _render_chat(self, chat: ChatPrompt) -> str:
+    def _render_chat(self, chat: ChatPrompt, *, is_calling: bool) -> str:
         if not self._model.has_chat_template:
             raise InvalidRequest(
                 f"The model {self._model.name} has no chat template; use /v1/completions.", param="messages"
@@ -145,25 +167,37 @@ class Encoder:
         taken = self._reserved.intersection(chat.template_kwargs)
         if taken:
             raise InvalidRequest(f"{sorted(taken)[0]!r} is not for the client to set.", param="chat_template_kwargs")
-        kwargs: dict[str, Any] = dict(chat.template_kwargs)
+        dialect = self._dialect
         try:
-            text = self._model.chat.apply_chat_template(
-                chat.messages,
-                tools=chat.tools or None,
-                tokenize=False,
-                add_generation_prompt=chat.add_generation_prompt,
-                continue_final_message=chat.continue_final_message,
-                **kwargs,
-            )
+            if dialect.shows_tools:
+                return self._apply_template(chat, conversation.fitted(chat.messages, dialect))
+            messages = conversation.in_words(chat.messages, dialect.calls)
+            if not (is_calling and chat.tools and dialect.calls):
+                return self._apply_template(chat, messages)
+            messages = conversation.introduced(messages, chat.tools, dialect.calls)
+            try:
+                return self._apply_template(chat, messages)
+            except TemplateError:  # maybe one that has no system message
+                return self._apply_template(chat, conversation.without_system(messages))
         except TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {reason}", param="messages"
             ) from None
+
+    def _apply_template(self, chat: ChatPrompt, messages: list[dict[str, Any]]) -> str:
+        text = self._model.chat.apply_chat_template(
+            messages,
+            tools=chat.tools or None,
+            tokenize=False,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            **chat.template_kwargs,
+        )
         assert isinstance(text, str)
         return text
 
-    def _complete(self, request: Tokenize, token_ids: "array[int]") -> Encoded:
+    def _complete(self, request: Tokenize, token_ids: "array[int]", answer: AnswerPlan) -> Encoded:
         """The messages that start the request. Raises InvalidRequest for what the model cannot do."""
         if not token_ids:
             raise InvalidRequest("The prompt is empty: it has no tokens.", param=prompt_param(request))
@@ -193,7 +227,9 @@ class Encoder:
                 min_tokens=options.min_tokens,
                 stop_token_ids=options.stop_token_ids,
                 eos_token_ids=eos_token_ids,
+                format=answer.form,
             ),
+            constraint=answer.constraint,
             generate=Generate(
                 request_id=request.request_id,
                 sequence_ids=sequence_ids,

@@ -16,6 +16,7 @@ from services.tokenizer.intake import Intake
 from services.tokenizer.model_files import load_model_files
 from services.tokenizer.outflow import Outflow
 from services.tokenizer.shards import LEASE_S, Leases, agree_on_shards
+from services.tokenizer.tools.dialect import dialect_of
 from shared.messages import Instance
 from shared.registry import is_fresh
 from shared.service import Context, run_service
@@ -28,7 +29,8 @@ async def serve(context: Context, settings: Settings) -> None:
     """Runs until cancelled. Raises ConfigError for a model that cannot be used."""
     model = await asyncio.to_thread(load_model_files, settings)
     await agree_on_shards(context.bus, settings.token_shards)
-    intake = Intake(context, Encoder(model, settings.token_shards), settings.encode_threads)
+    dialect = dialect_of(model.tool_template, settings.tool_parser, settings.reasoning_parser)
+    intake = Intake(context, Encoder(model, settings.token_shards, dialect), settings.encode_threads)
     outflow = Outflow(context, Detokenizer(model.backend), settings.token_shards)
     leases = Leases(context.bus, context.instance, settings.token_shards, outflow.gain, outflow.lose)
     context.registry.update(is_ready=True, model=model.name, max_model_len=model.max_model_len)

@@ -44,6 +44,11 @@ class ModelFiles:
     def has_chat_template(self) -> bool:
         return bool(self.chat.chat_template)
 
+    @property
+    def tool_template(self) -> str:
+        """The template for conversations with tools; empty if there is none."""
+        return str(self.chat.get_chat_template(tools=[{}])) if self.has_chat_template else ""
+
 
 def load_model_files(settings: ModelSettings) -> ModelFiles:
     """Raises ConfigError, in one line, for whatever is missing or broken. Takes seconds: it imports transformers."""
