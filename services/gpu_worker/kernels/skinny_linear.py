@@ -103,6 +103,106 @@ def _prefetch_l2(address, BYTES: tl.constexpr):
 
 
 @triton.jit
+def _inverse_rms(x_rows, is_row, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[BLOCK_M, 1] pointers to rows -> [BLOCK_M]."""
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        ks = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & (ks < K)[None, :], other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, 1)
+    return tl.rsqrt(squares / K + eps)
+
+
+@triton.jit
+def _multiply_rows(
+    x_rows,  # [BLOCK_M, 1] pointers
+    row_starts,  # [BLOCK_N, 1] pointers
+    norm_weight_ptr,
+    is_row,  # [BLOCK_M]
+    scale,  # [BLOCK_M], with NORM_FIRST
+    first,
+    last,
+    K,
+    HAS_NORM: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """W x^T by matrix units, K from `first` to `last` -> [BLOCK_N, BLOCK_M], and the sums of squares of x [BLOCK_M]."""
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    y = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
+        ks = start + tl.arange(0, BLOCK_K)
+        if EVEN_K:
+            weight = tl.load(row_starts + ks[None, :], eviction_policy="evict_first")
+            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None], other=0.0)
+        else:
+            is_k = ks < K
+            weight = tl.load(row_starts + ks[None, :], mask=is_k[None, :], other=0.0, eviction_policy="evict_first")
+            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0)
+        if HAS_NORM:
+            if EVEN_K:
+                norm_weight = tl.load(norm_weight_ptr + ks).to(tl.float32)
+            else:
+                norm_weight = tl.load(norm_weight_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
+            wide = x.to(tl.float32)
+            if NORM_FIRST:
+                wide *= scale[:, None]
+            else:
+                squares += tl.sum(wide * wide, 1)
+            x = (wide * norm_weight[None, :]).to(x.dtype)
+        y = dot_add(weight, tl.trans(x), y)
+    return y, squares
+
+
+@triton.jit
+def _multiply_row(
+    x_ptr,
+    row_starts,  # [BLOCK_N, 1] pointers
+    norm_weight_ptr,
+    first,
+    last,
+    HAS_NORM: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """As `_multiply_rows` for one row of x, by multiplying and adding in float32: -> [BLOCK_N, 1], [1].
+
+    A tile of W is asked for while the one before it is multiplied; the first, ahead of what the kernel before
+    writes. x is loaded as if each row of W had its own, since then W can stay in the registers it was loaded to."""
+    offsets = tl.arange(0, BLOCK_K)
+    everywhere = tl.zeros([BLOCK_N, 1], tl.int32)
+    ahead = first + offsets
+    mask = (tl.zeros([BLOCK_K], tl.int32) + first < last) if EVEN_K else ahead < last
+    weight_ahead = tl.load(row_starts + ahead[None, :], mask=mask[None, :], other=0.0, eviction_policy="evict_first")
+    if IS_DEPENDENT:
+        gdc_wait()
+    squares = tl.zeros([BLOCK_K], tl.float32)
+    sums = tl.zeros([BLOCK_N, BLOCK_K // 8], tl.float32)
+    for start in tl.range(first, last, BLOCK_K, num_stages=1):
+        ks = start + offsets
+        is_k = (tl.zeros([BLOCK_K], tl.int32) + start < last) if EVEN_K else ks < last
+        weight = weight_ahead.to(tl.float32)
+        ahead = ks + BLOCK_K
+        mask = (tl.zeros([BLOCK_K], tl.int32) + (start + BLOCK_K) < last) if EVEN_K else ahead < last
+        weight_ahead = tl.load(
+            row_starts + ahead[None, :], mask=mask[None, :], other=0.0, eviction_policy="evict_first"
+        )
+        x = tl.load(x_ptr + (everywhere + ks[None, :]), mask=is_k[None, :], other=0.0).to(tl.float32)
+        if HAS_NORM:
+            x *= tl.load(norm_weight_ptr + (everywhere + ks[None, :]), mask=is_k[None, :], other=0.0).to(tl.float32)
+            once = tl.load(x_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
+            squares += once * once
+        sums += tl.sum(tl.reshape(weight * x, [BLOCK_N, BLOCK_K // 8, 8]), 2)
+    return tl.sum(sums, 1)[:, None], tl.sum(squares, 0, keep_dims=True)
+
+
+@triton.jit
 def _skinny_linear_kernel(
     x_ptr,  # [M, K], rows x_stride apart
     weight_ptr,  # [N or 2N, K]
@@ -155,54 +255,22 @@ def _skinny_linear_kernel(
 
     if IS_DEPENDENT:
         gdc_launch_dependents()
-        if PREFETCH > 0:  # nothing of what the kernel before writes
-            _prefetch_l2((row_starts + first).to(tl.int64), PREFETCH)
-        gdc_wait()
-
-    scale = tl.full([BLOCK_M], 1.0, tl.float32)
-    if NORM_FIRST:
-        squares = tl.zeros([BLOCK_M], tl.float32)
-        for start in range(0, K, BLOCK_K):
-            ks = start + tl.arange(0, BLOCK_K)
-            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & (ks < K)[None, :], other=0.0).to(tl.float32)
-            squares += tl.sum(x * x, 1)
-        scale = tl.rsqrt(squares / K + eps)
-
-    squares = tl.zeros([BLOCK_M], tl.float32)
     if USES_DOT:
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        if IS_DEPENDENT:
+            if PREFETCH > 0:  # of W, which no kernel writes
+                _prefetch_l2((row_starts + first).to(tl.int64), PREFETCH)
+            gdc_wait()
+        scale = tl.full([BLOCK_M], 1.0, tl.float32)
+        if NORM_FIRST:
+            scale = _inverse_rms(x_rows, is_row, K, eps, BLOCK_M, BLOCK_K)
+        y, squares = _multiply_rows(
+            x_rows, row_starts, norm_weight_ptr, is_row, scale, first, last, K,
+            HAS_NORM, NORM_FIRST, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
     else:
-        acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
-        ks = start + tl.arange(0, BLOCK_K)
-        if EVEN_K:
-            weight = tl.load(row_starts + ks[None, :], eviction_policy="evict_first")
-            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None], other=0.0)
-        else:
-            is_k = ks < K
-            weight = tl.load(row_starts + ks[None, :], mask=is_k[None, :], other=0.0, eviction_policy="evict_first")
-            x = tl.load(x_rows + ks[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0)
-        if HAS_NORM:
-            if EVEN_K:
-                norm_weight = tl.load(norm_weight_ptr + ks).to(tl.float32)
-            else:
-                norm_weight = tl.load(norm_weight_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
-            wide = x.to(tl.float32)
-            if NORM_FIRST:
-                wide *= scale[:, None]
-            else:
-                squares += tl.sum(wide * wide, 1)
-            wide *= norm_weight[None, :]
-        else:
-            wide = x
-        if USES_DOT:
-            acc = dot_add(weight, tl.trans(wide.to(x.dtype)), acc)
-        else:
-            acc += weight.to(tl.float32) * wide.to(tl.float32)
-    if USES_DOT:
-        y = acc
-    else:
-        y = tl.sum(acc, 1)[:, None]
+        y, squares = _multiply_row(
+            x_ptr, row_starts, norm_weight_ptr, first, last, HAS_NORM, EVEN_K, BLOCK_N, BLOCK_K, IS_DEPENDENT
+        )
 
     if SPLIT_K > 1:
         part = partials_ptr + (tile * SPLIT_K).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
