@@ -29,6 +29,10 @@ SIZES_KEY = "grammars:bytes"
 """Hash from key to size in bytes."""
 
 
+MAX_SOURCE_BYTES = 2**20
+"""The longest schema, expression or grammar that a request may bring."""
+
+
 class CompiledGrammar(Record, frozen=True, kw_only=True):
     """The value at a grammar's key, as msgpack.
 

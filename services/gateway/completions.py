@@ -57,6 +57,12 @@ async def _answer(
         async with json_body(request, gateway.bodies) as body:
             job = parse(body)
         del body
+        if job.constraint is not None and gateway.settings.grammar_mode == "off":
+            raise InvalidRequest(
+                f"'{job.constraint.param}' is not served here: this server runs with --grammar-mode off.",
+                param=job.constraint.param,
+                code="unsupported_parameter",
+            )
         call_id = shape.id_prefix + secrets.token_hex(16)
         span.asked(job, call_id)
         gateway.deployment.check(job.model)
@@ -100,6 +106,7 @@ def _post(gateway: Gateway, job: Job, call: Call, arrival: float, traceparent: s
             arrival=arrival,
             tool_calling=job.tool_calling,
             separate_reasoning=job.separate_reasoning,
+            constraint=job.constraint,
         )
         try:
             gateway.bus.outbox.post(TOKENIZE, message, traceparent=traceparent, deadline=deadline)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from services.gateway import tools, unsupported
+from services.gateway.constraint import constraint_of
 from services.gateway.conversation import check_depth, normalise
 from services.gateway.openai_types import (
     DEFAULT_COMPLETION_TOKENS,
@@ -21,7 +22,7 @@ from services.gateway.openai_types import (
     StreamOptions,
 )
 from shared.errors import InvalidRequest
-from shared.messages import ChatPrompt, SamplingOptions, TextPrompt, TokenPrompt, ToolCalling
+from shared.messages import ChatPrompt, Constraint, SamplingOptions, TextPrompt, TokenPrompt, ToolCalling
 from shared.packing import pack_i32
 
 MAX_SEQUENCES = 2048
@@ -53,6 +54,7 @@ class Job:
     ignored: list[str] = field(default_factory=list)
     tool_calling: ToolCalling | None = None
     separate_reasoning: bool = False
+    constraint: Constraint | None = None
 
     def sampling_of(self, prompt: int) -> SamplingOptions:
         """The prompt's sampling; without the client's seed, one of its own, lest equal prompts get equal answers."""
@@ -71,6 +73,8 @@ def parse_chat(body: bytes) -> Job:
     request, ignored = _decode(body, _chat, ChatRequest, unsupported.CHAT_REFUSED)
     calling = tools.tool_calling(request.tools, request.tool_choice, request.parallel_tool_calls)
     job = _job(request, [_chat_prompt(request)], request.max_tokens, ignored)
+    if calling is not None and job.constraint is not None:
+        tools.check_beside_constraint(calling, job.constraint)
     return replace(job, tool_calling=calling, separate_reasoning=request.separate_reasoning is not False)
 
 
@@ -146,6 +150,7 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         ignored=ignored,
+        constraint=constraint_of(request),
     )
 
 

@@ -6,7 +6,7 @@ Ranges are part of the types, so that a bad value is refused while decoding, wit
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -54,6 +54,19 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     priority: Int32 | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    # what the answer must match, as it came; read by `constraint.py`
+    response_format: Raw = Raw()
+    structured_outputs: Raw = Raw()
+    guided_json: Raw = Raw()
+    guided_regex: Raw = Raw()
+    guided_choice: Raw = Raw()
+    guided_grammar: Raw = Raw()
+    json_schema: Raw = Raw()
+    regex: Raw = Raw()
+    ebnf: Raw = Raw()
+    lark: Raw = Raw()
+    choice: Raw = Raw()
+    structural_tag: Raw = Raw()
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):

@@ -114,9 +114,8 @@ BAD_IN_BOTH = [
     ("include_stop_str_in_output", "no"),
 ]  # fmt: skip
 NOT_SERVED_IN_BOTH = [
-    ("logprobs", True), ("top_logprobs", 2), ("response_format", {"type": "json_object"}), ("echo", True),
-    ("store", True),
-    ("regex", "a+"), ("guided_json", {}), ("structured_outputs", {}), ("service_tier", "flex"), ("bad_words", ["x"]),
+    ("logprobs", True), ("top_logprobs", 2), ("echo", True), ("store", True), ("guided_whitespace_pattern", " "),
+    ("service_tier", "flex"), ("bad_words", ["x"]),
     ("suffix", "x"), ("use_beam_search", True), ("length_penalty", 2), ("prompt_logprobs", 0),
     ("modalities", ["audio"]),
 ]  # fmt: skip
