@@ -1,0 +1,1 @@
+"""Output constraints in the worker: compiled grammars, a matcher a sequence, token masks, forced runs."""

@@ -1,0 +1,74 @@
+"""The model's vocabulary as grammars see it: the tokenizer, and each token's bytes."""
+
+import bisect
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from shared.errors import InternalError
+from shared.grammar import tokenizer_info
+
+if TYPE_CHECKING:
+    import xgrammar
+
+I64 = npt.NDArray[np.int64]
+
+_NO_IDS: I64 = np.empty(0, np.int64)
+
+
+class Vocabulary:
+    """V = vocab_size: width of the logits, which may be more than the tokenizer has tokens. Safe for several threads.
+
+    backend: the tokenizer. token_bytes: what each of the V tokens stands for; empty for special ones and padding."""
+
+    def __init__(self, backend: Tokenizer, vocab_size: int) -> None:
+        self.backend = backend
+        self.vocab_size = vocab_size
+        self.info = functools.lru_cache(maxsize=8)(self._info)
+        self.token_bytes: list[bytes] = list(self.info(()).decoded_vocab)
+        for special in self.info(()).special_token_ids:
+            self.token_bytes[special] = b""
+        order = sorted((text, token_id) for token_id, text in enumerate(self.token_bytes) if text)
+        self._sorted = [text for text, _ in order]
+        self._sorted_ids: I64 = np.array([token_id for _, token_id in order], np.int64)
+
+    def _info(self, stop_token_ids: tuple[int, ...]) -> "xgrammar.TokenizerInfo":
+        """The vocabulary for xgrammar; one object for the same stop ids."""
+        return tokenizer_info(self.backend, self.vocab_size, list(stop_token_ids))
+
+    def longer_than(self, prefix: bytes) -> I64:
+        """Ids of the tokens that begin with `prefix` and go on."""
+        first = bisect.bisect_right(self._sorted, prefix)
+        end = _after(prefix)
+        last = len(self._sorted) if end is None else bisect.bisect_left(self._sorted, end)
+        return self._sorted_ids[first:last] if last > first else _NO_IDS
+
+    def text_of(self, token_ids: "list[int]") -> bytes:
+        return b"".join([self.token_bytes[token_id] for token_id in token_ids])
+
+
+def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
+    """Takes a second or more. Raises InternalError, in one line, when the folder has no tokenizer to be used."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    try:
+        # the tokenizer service's call: both must see the same tokenizer
+        backend = AutoTokenizer.from_pretrained(Path(model_path), local_files_only=True).backend_tokenizer
+    except Exception as error:  # a missing or broken file shows as any of a dozen types, also plain Exception
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise InternalError(f"the worker has no tokenizer to constrain an answer with: {reason}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return Vocabulary(backend, vocab_size)
+
+
+def _after(prefix: bytes) -> bytes | None:
+    """The least string that is greater than all that begin with `prefix`; None if there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
