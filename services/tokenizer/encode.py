@@ -189,6 +189,7 @@ class Encoder:
         text = self._model.chat.apply_chat_template(
             messages,
             tools=chat.tools or None,
+            chat_template=self._dialect.template,
             tokenize=False,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,

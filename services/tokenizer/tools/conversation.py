@@ -19,7 +19,7 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 def fitted(messages: list[Json], dialect: Dialect) -> list[Json]:
     """The messages for a template that shows tools."""
-    if not (dialect.short_ids or dialect.text_arguments or dialect.null_content):
+    if not (dialect.short_ids or dialect.text_arguments):
         return messages
     return [_fitted(message, dialect) for message in messages]
 
@@ -91,8 +91,6 @@ def _fitted(message: Json, dialect: Dialect) -> Json:
         fixed["tool_call_id"] = _short_id(message["tool_call_id"])
     if made := message.get("tool_calls"):
         fixed["tool_calls"] = [_fitted_call(call, dialect) for call in made]
-        if dialect.null_content and not message.get("content"):
-            fixed["content"] = None
     return fixed
 
 

@@ -22,15 +22,15 @@ class Dialect:
     """calls: the form of its tool calls, None: not known. reasoning: the marks of its reasoning, if it has any.
 
     shows_tools: its template renders tools, calls and results; otherwise they are put into words. short_ids: ids of
-    calls must be nine letters or digits. text_arguments: its template wants a call's arguments as text. null_content:
-    its template tells a message that only calls by a content that is none."""
+    calls must be nine letters or digits. text_arguments: its template wants a call's arguments as text. template: a
+    chat template to use instead of the model's own."""
 
     calls: CallFormat | None
     reasoning: ReasoningFormat | None = None
     shows_tools: bool = False
     short_ids: bool = False
     text_arguments: bool = False
-    null_content: bool = False
+    template: str | None = None
 
 
 def dialect_of(template: str, tool_parser: str = AUTO, reasoning_parser: str = AUTO) -> Dialect:
@@ -55,8 +55,18 @@ def dialect_of(template: str, tool_parser: str = AUTO, reasoning_parser: str = A
         shows_tools=shows_tools,
         short_ids="[TOOL_CALLS]" in template,
         text_arguments=is_deepseek and not re.search(r"arguments['\"]?\]?\s*\|\s*tojson", template),
-        null_content=re.search(r"content['\"]?\]?\s+is\s+none", template) is not None and is_deepseek,
+        template=_with_empty_contents(template) if is_deepseek and shows_tools else None,
     )
+
+
+_NO_CONTENT = re.compile(r"message\['content'\] is none")
+_SOME_CONTENT = re.compile(r"message\['content'\] is not none")
+
+
+def _with_empty_contents(template: str) -> str | None:
+    """DeepSeek's template tells a message that only calls tools by its content none, which transformers takes out."""
+    changed = _SOME_CONTENT.sub("message['content']", _NO_CONTENT.sub("not message['content']", template))
+    return changed if changed != template else None
 
 
 def _calls_in(template: str, shows_tools: bool) -> str:
