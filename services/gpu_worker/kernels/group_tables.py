@@ -67,11 +67,11 @@ class DeviceGroups:
         device: torch.device,
         *,
         tile: TileShape | None = None,
-        num_programs: int | None = None,
+        num_sms: int | None = None,
     ) -> None:
         """max_partials: MAX_DEPTH * max_rows is always enough; more lets few large groups be cut into more chunks."""
         self.tile = tile or GROUPED_TILES[head_block(head_dim)]
-        self.num_programs = num_programs or num_multiprocessors(device) * self.tile.programs_per_sm
+        self.num_programs = (num_sms or num_multiprocessors(device)) * self.tile.programs_per_sm
         self.max_rows, self.max_partials = max_rows, max_partials
         self.num_kv_heads, self.group_size, self.head_dim = num_kv_heads, group_size, head_dim
         parts = {

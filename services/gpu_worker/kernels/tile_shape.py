@@ -23,9 +23,9 @@ class TileShape:
 
 
 DECODE_TILES = {
-    64: TileShape(block_tokens=128, num_warps=4, num_stages=3, programs_per_sm=2),
-    128: TileShape(block_tokens=64, num_warps=4, num_stages=3, programs_per_sm=2),
-    256: TileShape(block_tokens=32, num_warps=4, num_stages=3, programs_per_sm=2),
+    64: TileShape(block_tokens=64, num_warps=4, num_stages=4, programs_per_sm=4),
+    128: TileShape(block_tokens=64, num_warps=4, num_stages=3, programs_per_sm=3),
+    256: TileShape(block_tokens=32, num_warps=4, num_stages=3, programs_per_sm=3),
 }
 GROUPED_TILES = {
     64: TileShape(block_tokens=128, num_warps=8, num_stages=3, programs_per_sm=1, block_rows=128),

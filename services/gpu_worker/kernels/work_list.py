@@ -1,18 +1,21 @@
 """The work list of a decode step: every row's tokens cut into chunks that fill the card evenly.
 
 Row b has tokens[b] = lengths[b] - first[b] tokens to attend to, where first[b] is the end of the prefix that its
-groups read for it, or the start of its window. For a chunk size C the step has items(C) = sum_b max(1,
-ceil(tokens[b] / C)) items, and takes about
-    waves * (min(C, longest) + ITEM_TOKENS) + (MERGE_TOKENS + PART_TOKENS * parts if parts > 1),
-    waves = ceil(items(C) * Hkv / num_programs), parts = ceil(longest / C)
-in units of a token that a program reads. The list is made with the cheapest C of a geometric series; each row is cut
-into chunks of equal numbers of blocks. The last C of the series cuts no row of less than 4 million tokens, so max_items
->= max_rows is always enough.
+groups read for it, or the start of its window. With a chunk size C the step has sum_b max(1, ceil(tokens[b] / C))
+items, and Hkv times as many pieces of work for the S multiprocessors. Beyond the time to read all tokens, which no cut
+changes, it costs (ChunkCosts):
+- a tail, when some multiprocessors are done and others are not: of a chunk where the work does not divide by S, and of
+  what the longest chunk is longer than the mean;
+- each piece of work its start, and in a row that is cut its partial result;
+- a merge, when a row is cut, and more for every chunk of the longest row.
+The list is made with the cheapest C of a geometric series; each row is cut into chunks of equal numbers of blocks. The
+last C of the series cuts no row of less than 4 million tokens, so that max_items >= max_rows is always enough.
 
 One program makes it once a step for all layers, from lengths on the device. Reads and writes a few kilobytes.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,14 +25,29 @@ from torch import Tensor
 from services.gpu_worker.kernels.group_tables import DeviceGroups
 from services.gpu_worker.kernels.tile_shape import DECODE_TILES, TileShape, head_block, num_multiprocessors
 
-# What an item costs before its first token, what merging costs a row of several chunks, and each chunk to merge; in
-# tokens that a program reads in that time.
-ITEM_TOKENS = tl.constexpr(64)
-MERGE_TOKENS = tl.constexpr(256)
-PART_TOKENS = tl.constexpr(8)
 NUM_SIZES = tl.constexpr(32)
 _ROWS_AT_ONCE = 256
 _ITEMS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkCosts:
+    """What cutting costs, in tokens of one head that a multiprocessor reads at its share of the card's bandwidth.
+
+    item: the start of a piece of work. split: writing and reading its partial result. merge: of a row that is cut;
+    part: for each of its chunks. tail: 16ths of the time of a token in the tail, when the card is not full and a
+    multiprocessor reads faster."""
+
+    item: int
+    split: int
+    merge: int
+    part: int
+    tail: int
+
+    @classmethod
+    def of_heads(cls, group_size: int, head_dim: int) -> "ChunkCosts":
+        """For an H100: a merge takes about 2 us and 60 ns a part, in which a multiprocessor reads 50 KB and 1.5 KB."""
+        return cls(item=16, split=2 * group_size, merge=12_000 // head_dim, part=384 // head_dim, tail=7)
 
 
 def chunk_sizes(block_tokens: int) -> list[int]:
@@ -39,19 +57,21 @@ def chunk_sizes(block_tokens: int) -> list[int]:
 
 
 def work_list_reference(
-    tokens: list[int], num_kv_heads: int, num_programs: int, block_tokens: int, max_items: int
+    tokens: list[int], num_kv_heads: int, num_sms: int, costs: ChunkCosts, block_tokens: int, max_items: int
 ) -> list[list[tuple[int, int]]]:
     """The definition: the chunks (start, end) of every row, counted from the row's first token."""
 
     def cost(size: int) -> float:
-        num_items = sum(max(1, -(-count // size)) for count in tokens)
-        if num_items > max_items:
+        num_filled = sum(-(-count // size) for count in tokens)
+        if num_filled + tokens.count(0) > max_items:
             return float("inf")
-        waves = -(-num_items * num_kv_heads // num_programs)
-        longest = max(tokens)
-        parts = -(-longest // size)
-        merging = MERGE_TOKENS.value + PART_TOKENS.value * parts if parts > 1 else 0
-        return float(waves * (min(size, longest) + ITEM_TOKENS.value) + merging)
+        work = num_filled * num_kv_heads
+        chunk = min(size, max(tokens))
+        parts = -(-max(tokens) // size)
+        tail = -work % num_sms * chunk + num_sms * (chunk - sum(tokens) // max(1, num_filled))
+        starts = work * (costs.item + (costs.split if parts > 1 else 0))
+        merging = costs.merge + costs.part * parts if parts > 1 else 0
+        return tail * costs.tail + 16 * (starts + num_sms * merging)
 
     best = min(chunk_sizes(block_tokens), key=cost)
     rows = []
@@ -80,7 +100,7 @@ def _length(lengths_ptr, seats_ptr, rows, is_row):  # type: ignore[no-untyped-de
     return tl.where(seat >= 0, tl.load(lengths_ptr + rows, mask=is_row, other=0), 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "max_items", "window", "num_programs"])
+@triton.jit(do_not_specialize=["num_rows", "max_items", "window", "num_sms"])
 def _work_list_kernel(  # type: ignore[no-untyped-def]
     lengths_ptr,  # [B]
     seats_ptr,  # [B]
@@ -93,7 +113,12 @@ def _work_list_kernel(  # type: ignore[no-untyped-def]
     num_rows,
     max_items,
     window,
-    num_programs,
+    num_sms,
+    ITEM_COST: tl.constexpr,  # see ChunkCosts
+    SPLIT_COST: tl.constexpr,
+    MERGE_COST: tl.constexpr,
+    PART_COST: tl.constexpr,
+    TAIL_COST: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -105,25 +130,32 @@ def _work_list_kernel(  # type: ignore[no-untyped-def]
     # Candidates, and what each would make of the rows.
     step = tl.arange(0, NUM_SIZES)
     sizes = tl.where(step == 0, BLOCK_N, ((2 + (step + 1) % 2) << ((tl.maximum(step, 1) - 1) // 2)) * BLOCK_N)
-    num_items = tl.zeros([NUM_SIZES], tl.int32)
+    num_filled = tl.zeros([NUM_SIZES], tl.int32)  # chunks with tokens
+    num_empty = 0  # rows without, which have an item too
     longest = tl.zeros([BLOCK_ROWS], tl.int32)
+    num_tokens = 0
     for base in range(0, num_rows, BLOCK_ROWS):
         rows = base + offsets
         is_row = rows < num_rows
         length = _length(lengths_ptr, seats_ptr, rows, is_row)
         tokens = length - _first_token(length, rows, is_row, group_ends_ptr, window, HAS_WINDOW, HAS_GROUPS)
-        counts = tl.maximum((tokens[:, None] + sizes[None, :] - 1) // sizes[None, :], 1)
-        num_items += tl.sum(tl.where(is_row[:, None], counts, 0), 0)
+        num_filled += tl.sum((tokens[:, None] + sizes[None, :] - 1) // sizes[None, :], 0)
+        num_empty += tl.sum((is_row & (tokens == 0)).to(tl.int32), 0)
+        num_tokens += tl.sum(tokens, 0)
         longest = tl.maximum(longest, tokens)
     longest_row = tl.max(longest, 0)
-    waves = (num_items * NUM_KV_HEADS + num_programs - 1) // num_programs
+    work = (num_filled * NUM_KV_HEADS).to(tl.int64)
+    chunk = tl.minimum(sizes, longest_row)
     parts = (longest_row + sizes - 1) // sizes
-    cost = (waves * (tl.minimum(sizes, longest_row) + ITEM_TOKENS)).to(tl.float32)
-    cost += tl.where(parts > 1, MERGE_TOKENS + PART_TOKENS * parts, 0).to(tl.float32)
-    cost = tl.where(num_items > max_items, float("inf"), cost)
+    idle = (work + num_sms - 1) // num_sms * num_sms - work
+    tail = idle * chunk + num_sms * (chunk - num_tokens // tl.maximum(num_filled, 1))
+    starts = work * (ITEM_COST + tl.where(parts > 1, SPLIT_COST, 0))
+    merging = tl.where(parts > 1, MERGE_COST + PART_COST * parts, 0)
+    cost = tail * TAIL_COST + 16 * (starts + num_sms * merging)
+    cost = tl.where(num_filled + num_empty > max_items, 1 << 62, cost)
     is_best = step == tl.argmin(cost, 0)
     size = tl.sum(tl.where(is_best, sizes, 0), 0)
-    total = tl.sum(tl.where(is_best, num_items, 0), 0)
+    total = num_empty + tl.sum(tl.where(is_best, num_filled, 0), 0)
     tl.store(num_items_ptr, total)
 
     # Mark the first item of every row: the sum of marks up to an item then tells its row.
@@ -182,15 +214,18 @@ class DecodePlan:
         window: int | None = None,
         max_group_partials: int = 0,
         tile: TileShape | None = None,
-        num_programs: int | None = None,
+        num_sms: int | None = None,
+        costs: ChunkCosts | None = None,
     ) -> None:
         """max_items: places for chunks, at least max_rows; None for enough to fill the card a few times over.
         max_group_partials: that of the DeviceGroups that the plan is used with, 0 without groups.
-        num_programs: how many programs run at once; None for what `tile` says of the device."""
+        num_sms: multiprocessors to fill, None for the device's. costs: what the cut is judged by."""
         self.tile = tile or DECODE_TILES[head_block(head_dim)]
-        self.num_programs = num_programs or num_multiprocessors(device) * self.tile.programs_per_sm
+        self.costs = costs or ChunkCosts.of_heads(group_size, head_dim)
+        self.num_sms = num_sms or num_multiprocessors(device)
+        self.num_programs = self.num_sms * self.tile.programs_per_sm
         if max_items is None:
-            max_items = max_rows + 4 * triton.cdiv(self.num_programs, num_kv_heads)
+            max_items = max_rows + 8 * triton.cdiv(self.num_sms, num_kv_heads)
         if max_items < max_rows:
             raise ValueError(f"max_items {max_items} is less than max_rows {max_rows}: every row has an item")
         if window is not None and max_group_partials:
@@ -230,7 +265,12 @@ class DecodePlan:
             num_rows,
             self.max_items,
             self.window or 0,
-            self.num_programs,
+            self.num_sms,
+            ITEM_COST=self.costs.item,
+            SPLIT_COST=self.costs.split,
+            MERGE_COST=self.costs.merge,
+            PART_COST=self.costs.part,
+            TAIL_COST=self.costs.tail,
             NUM_KV_HEADS=self.num_kv_heads,
             BLOCK_N=self.tile.block_tokens,
             BLOCK_ROWS=_ROWS_AT_ONCE,

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from services.gpu_worker.kernels.work_list import ChunkCosts
+
+# Cutting is cheap, so that short rows have many chunks.
+CHEAP_CUTS = ChunkCosts(item=1, split=1, merge=2, part=1, tail=16)
+
 
 @dataclass
 class PagedBatch:

@@ -7,19 +7,26 @@ from services.gpu_worker.kernels.decode_attention import decode_attention, decod
 from services.gpu_worker.kernels.tile_shape import TileShape
 from services.gpu_worker.kernels.work_list import DecodePlan
 from tests.services.gpu_worker.kernels.kernel_testing import assert_close, poison
-from tests.services.gpu_worker.kernels.paged_testing import PagedBatch, paged_batch
+from tests.services.gpu_worker.kernels.paged_testing import CHEAP_CUTS, PagedBatch, paged_batch
 
 TILE = TileShape(block_tokens=16, num_warps=4, num_stages=3, programs_per_sm=1)
 
 
-def make_plan(
-    batch: PagedBatch, device: torch.device, *, window: int | None = None, num_programs: int = 8
-) -> DecodePlan:
+def make_plan(batch: PagedBatch, device: torch.device, *, window: int | None = None, num_sms: int = 8) -> DecodePlan:
     num_kv_heads, _, head_dim = batch.keys.shape
     group_size = batch.query.shape[1] // num_kv_heads
     max_rows = len(batch.lengths) + 1
     return DecodePlan(
-        max_rows, None, num_kv_heads, group_size, head_dim, device, window=window, tile=TILE, num_programs=num_programs
+        max_rows,
+        None,
+        num_kv_heads,
+        group_size,
+        head_dim,
+        device,
+        window=window,
+        tile=TILE,
+        num_sms=num_sms,
+        costs=CHEAP_CUTS,
     )
 
 
@@ -79,7 +86,7 @@ def test_window_hides_older_tokens(window: int, device: torch.device, nan_filled
         dtype=torch.float32,
         device=device,
     )
-    check(batch, make_plan(batch, device, window=window, num_programs=64), window=window)
+    check(batch, make_plan(batch, device, window=window, num_sms=64), window=window)
 
 
 def test_softcap_bounds_scores(device: torch.device, nan_filled_empty: None) -> None:
@@ -87,14 +94,14 @@ def test_softcap_bounds_scores(device: torch.device, nan_filled_empty: None) -> 
         [310, 40], num_kv_heads=2, group_size=2, head_dim=32, page_size=16, dtype=torch.float32, device=device
     )
     batch.query *= 50  # far into the flat part of the tanh, where its exponential overflows
-    check(batch, make_plan(batch, device, num_programs=64), softcap=5.0)
+    check(batch, make_plan(batch, device, num_sms=64), softcap=5.0)
 
 
 def test_rows_are_cut_where_programs_are_idle(device: torch.device, nan_filled_empty: None) -> None:
     batch = paged_batch(
         [700, 3], num_kv_heads=1, group_size=5, head_dim=32, page_size=16, dtype=torch.float32, device=device
     )
-    plan = make_plan(batch, device, num_programs=32)
+    plan = make_plan(batch, device, num_sms=32)
     check(batch, plan)
     assert plan.row_count.tolist()[0] > 8
 
@@ -103,7 +110,7 @@ def test_one_plan_serves_changing_lengths_and_batch_sizes(device: torch.device, 
     batch = paged_batch(
         [400, 90, 30], num_kv_heads=1, group_size=2, head_dim=32, page_size=16, dtype=torch.float32, device=device
     )
-    plan = make_plan(batch, device, num_programs=16)
+    plan = make_plan(batch, device, num_sms=16)
     check(batch, plan)
     batch.lengths[0] = 7
     batch.lengths[1] -= 1

@@ -12,21 +12,21 @@ from services.gpu_worker.kernels.tile_shape import TileShape
 from services.gpu_worker.kernels.work_list import DecodePlan
 from services.gpu_worker.prefix_groups import GroupTables, plan_groups
 from tests.services.gpu_worker.kernels.kernel_testing import assert_close, poison
-from tests.services.gpu_worker.kernels.paged_testing import PagedBatch, paged_batch
+from tests.services.gpu_worker.kernels.paged_testing import CHEAP_CUTS, PagedBatch, paged_batch
 
 TILE = TileShape(block_tokens=16, num_warps=4, num_stages=3, programs_per_sm=1)
 GROUPED_TILE = TileShape(block_tokens=16, num_warps=4, num_stages=2, programs_per_sm=1, block_rows=16)
 MAX_PARTIALS = 120
 
 
-def make(batch: PagedBatch, device: torch.device, num_programs: int = 8) -> tuple[DecodePlan, DeviceGroups]:
+def make(batch: PagedBatch, device: torch.device, num_sms: int = 8) -> tuple[DecodePlan, DeviceGroups]:
     num_kv_heads, _, head_dim = batch.keys.shape
     shape = (num_kv_heads, batch.query.shape[1] // num_kv_heads, head_dim)
     max_rows = len(batch.lengths) + 1
     plan = DecodePlan(
-        max_rows, None, *shape, device, max_group_partials=MAX_PARTIALS, tile=TILE, num_programs=num_programs
+        max_rows, None, *shape, device, max_group_partials=MAX_PARTIALS, tile=TILE, num_sms=num_sms, costs=CHEAP_CUTS
     )
-    groups = DeviceGroups(max_rows, MAX_PARTIALS, *shape, device, tile=GROUPED_TILE, num_programs=num_programs)
+    groups = DeviceGroups(max_rows, MAX_PARTIALS, *shape, device, tile=GROUPED_TILE, num_sms=num_sms)
     return plan, groups
 
 
@@ -62,7 +62,7 @@ def test_partial_results_of_segments_match_reference(device: torch.device, nan_f
     batch = shared_batch(device)
     tables = found_groups(batch)
     assert [(s.first, s.count, len(s.rows)) for s in tables.segments if s.rows[0] < 7] == [(0, 64, 7), (64, 32, 4)]
-    plan, groups = make(batch, device, num_programs=1)  # so that segments are not cut
+    plan, groups = make(batch, device, num_sms=1)  # so that segments are not cut
     groups.load(tables, batch.seats.tolist())
     grouped_attention(batch.query, batch.keys, batch.values, batch.page_tables, plan, groups, page_size=16, scale=0.3)
     place = plan.max_items
@@ -78,7 +78,7 @@ def test_partial_results_of_segments_match_reference(device: torch.device, nan_f
 
 
 @pytest.mark.parametrize(
-    ("dtype", "group_size", "head_dim", "page_size", "num_programs"),
+    ("dtype", "group_size", "head_dim", "page_size", "num_sms"),
     [
         (torch.float32, 3, 32, 16, 8),
         (torch.bfloat16, 4, 64, 16, 64),
@@ -92,14 +92,14 @@ def test_rows_merge_their_segments_and_their_own_tokens(
     group_size: int,
     head_dim: int,
     page_size: int,
-    num_programs: int,
+    num_sms: int,
     device: torch.device,
     nan_filled_empty: None,
 ) -> None:
     batch = shared_batch(device, dtype, group_size, num_kv_heads=1, head_dim=head_dim, page_size=page_size)
     tables = found_groups(batch)
     assert tables.row_ends.tolist()[:7] == [64, 64, 96, 64, 96, 96, 96] and tables.row_ends[9] == 0
-    plan, groups = make(batch, device, num_programs)
+    plan, groups = make(batch, device, num_sms)
     groups.load(tables, batch.seats.tolist())
     check(batch, plan, groups)
     check(batch, plan, groups, softcap=2.0)
@@ -153,13 +153,13 @@ def test_chunks_fit_the_places_for_partial_results(device: torch.device) -> None
 
 
 def test_groups_need_their_places_in_the_plan(device: torch.device) -> None:
-    plan = DecodePlan(4, None, 1, 1, 32, device, tile=TILE, num_programs=8)
-    groups = DeviceGroups(4, 16, 1, 1, 32, device, tile=GROUPED_TILE, num_programs=8)
+    plan = DecodePlan(4, None, 1, 1, 32, device, tile=TILE, num_sms=8)
+    groups = DeviceGroups(4, 16, 1, 1, 32, device, tile=GROUPED_TILE, num_sms=8)
     one = torch.ones(1, dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match="the plan has 0 places for groups, not 16"):
         plan.update(one, one, groups)
     with pytest.raises(ValueError, match="cannot serve layers with a window"):
-        DecodePlan(4, None, 1, 1, 32, device, window=8, max_group_partials=16, tile=TILE, num_programs=8)
+        DecodePlan(4, None, 1, 1, 32, device, window=8, max_group_partials=16, tile=TILE, num_sms=8)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,7 @@ def made_list(plan: DecodePlan, num_rows: int) -> list[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num_programs", "max_items"),
+    ("lengths", "num_sms", "max_items"),
     [
         ([1], 64, None),
         ([600], 64, None),
@@ -39,17 +39,17 @@ def made_list(plan: DecodePlan, num_rows: int) -> list[list[tuple[int, int]]]:
     ids=str,
 )
 def test_matches_reference(
-    lengths: list[int], num_programs: int, max_items: int | None, device: torch.device, nan_filled_empty: None
+    lengths: list[int], num_sms: int, max_items: int | None, device: torch.device, nan_filled_empty: None
 ) -> None:
-    plan = DecodePlan(len(lengths), max_items, 8, 1, 16, device, tile=TILE, num_programs=num_programs)
+    plan = DecodePlan(len(lengths), max_items, 8, 1, 16, device, tile=TILE, num_sms=num_sms)
     seats = torch.arange(len(lengths), dtype=torch.int32, device=device)
     for _ in range(2):  # what a step leaves behind does not matter to the next
         plan.update(torch.tensor(lengths, dtype=torch.int32, device=device), seats)
-        assert made_list(plan, len(lengths)) == work_list_reference(lengths, 8, num_programs, 16, plan.max_items)
+        assert made_list(plan, len(lengths)) == work_list_reference(lengths, 8, num_sms, plan.costs, 16, plan.max_items)
 
 
 def test_window_and_missing_seats(device: torch.device) -> None:
-    plan = DecodePlan(8, None, 2, 1, 16, device, window=100, tile=TILE, num_programs=16)
+    plan = DecodePlan(8, None, 2, 1, 16, device, window=100, tile=TILE, num_sms=16)
     lengths = torch.tensor([150, 99, 300], dtype=torch.int32, device=device)
     plan.update(lengths, torch.tensor([4, 2, -1], dtype=torch.int32, device=device))
     rows = made_list(plan, 3)
@@ -61,7 +61,7 @@ def test_window_and_missing_seats(device: torch.device) -> None:
 
 def test_every_token_is_in_one_chunk_whatever_the_mix(device: torch.device) -> None:
     rng = random.Random(3)
-    plan = DecodePlan(20, None, 4, 1, 16, device, tile=TILE, num_programs=48)
+    plan = DecodePlan(20, None, 4, 1, 16, device, tile=TILE, num_sms=48)
     for _ in range(8):
         lengths = [rng.choice([0, 1, 15, 16, 17, rng.randrange(1, 3000)]) for _ in range(rng.randrange(1, 20))]
         seats = torch.arange(len(lengths), dtype=torch.int32, device=device)
