@@ -231,8 +231,7 @@ class Open(Message, frozen=True, kw_only=True):
 class Ended(Record, frozen=True, kw_only=True):
     """A sequence's end. num_tokens: output tokens in all. stop_token_id: the client's or the model's stop id
     that was sampled (it is the last output token). error: set if and only if reason is ERROR. attempt: of the
-    admission that ended (`Admit.attempt`). forced_tokens: output tokens that the grammar left no choice about, in
-    this admission."""
+    admission that ended (`Admit.attempt`)."""
 
     sequence_id: int
     reason: FinishReason
@@ -241,7 +240,6 @@ class Ended(Record, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     error: ErrorBody | None = None
     attempt: int = 0
-    forced_tokens: int = 0
 
 
 class Output(Message, frozen=True, kw_only=True):
@@ -252,7 +250,9 @@ class Output(Message, frozen=True, kw_only=True):
     sequence was taken over, and then the missing ones follow.
 
     cached_ids int64 [M], cached int32 [M]: sequences whose first output token is here and how many of their
-    prompt tokens came from the cache; a stop string ends a sequence before its `Ended` says so."""
+    prompt tokens came from the cache; a stop string ends a sequence before its `Ended` says so.
+
+    forced int32 [F]: places in the arrays of those tokens that a grammar left no choice about."""
 
     sequence_ids: bytes = b""
     indices: bytes = b""
@@ -260,6 +260,7 @@ class Output(Message, frozen=True, kw_only=True):
     ended: list[Ended] = []
     cached_ids: bytes = b""
     cached: bytes = b""
+    forced: bytes = b""
 
 
 # ---------------------------------------------------------------------------- tokenizer -> gateway

@@ -16,11 +16,13 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Tokens:
-    """Output tokens as parallel arrays, in the order in which they were sampled."""
+    """Output tokens as parallel arrays, in the order in which they came. forced: places of those that a grammar left
+    no choice about."""
 
     sequence_ids: "array[int]" = field(default_factory=lambda: array("q"))
     indices: "array[int]" = field(default_factory=lambda: array("i"))
     token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    forced: "array[int]" = field(default_factory=lambda: array("i"))
 
     def add(self, sequence_id: int, index: int, token_id: int) -> None:
         self.sequence_ids.append(sequence_id)
@@ -33,7 +35,14 @@ class Tokens:
         self.indices.frombytes(indices.tobytes())
         self.token_ids.frombytes(token_ids.tobytes())
 
+    def add_forced(self, sequence_id: int, first_index: int, token_ids: "array[int]") -> None:
+        """A run of one sequence."""
+        for i, token_id in enumerate(token_ids):
+            self.forced.append(len(self.token_ids))
+            self.add(sequence_id, first_index + i, token_id)
+
     def extend(self, later: "Tokens") -> None:
+        self.forced.extend(len(self.token_ids) + place for place in later.forced)
         self.sequence_ids.extend(later.sequence_ids)
         self.indices.extend(later.indices)
         self.token_ids.extend(later.token_ids)
@@ -70,11 +79,12 @@ class Report:
     retracted: list[int] = field(default_factory=list)
     stalled: list[int] = field(default_factory=list)
     stages: list[Stages] = field(default_factory=list)
+    has_forced: bool = False
 
     @property
     def is_decode_alone(self) -> bool:
-        """Whether nothing happened but that running sequences got tokens."""
-        return not (self.ended or self.cached or self.computed or self.retracted)
+        """Whether nothing happened but that running sequences got a token a step."""
+        return not (self.ended or self.cached or self.computed or self.retracted or self.has_forced)
 
     def add_token(self, shard: int, sequence_id: int, index: int, token_id: int) -> None:
         self._tokens_of(shard).add(sequence_id, index, token_id)
@@ -82,6 +92,11 @@ class Report:
     def add_tokens(self, shard: int, sequence_ids: I64, indices: I32, token_ids: I32) -> None:
         """Arrays [N], one entry a token."""
         self._tokens_of(shard).add_many(sequence_ids, indices, token_ids)
+
+    def add_forced(self, shard: int, sequence_id: int, first_index: int, token_ids: "array[int]") -> None:
+        """A run that a grammar left no choice about, from `first_index` on."""
+        self._tokens_of(shard).add_forced(sequence_id, first_index, token_ids)
+        self.has_forced = True
 
     def _tokens_of(self, shard: int) -> Tokens:
         tokens = self.tokens.get(shard)
@@ -111,6 +126,7 @@ class Report:
         self.computed.update(later.computed)
         self.retracted += later.retracted
         self.stages += later.stages
+        self.has_forced |= later.has_forced
         self.applied, self.stalled = later.applied, later.stalled
 
     def progress(self, worker: str, at: float) -> Progress:
@@ -144,5 +160,6 @@ class Report:
                     ended=self.ended.get(shard, []),
                     cached_ids=pack_i64(cached),
                     cached=pack_i32(cached.values()),
+                    forced=pack_i32(tokens.forced),
                 ),
             )

@@ -19,6 +19,8 @@ class SequenceOutput:
         "_early",
         "_ended",
         "_ends",
+        "_forced",
+        "_forced_tokens",
         "_min_tokens",
         "_parts",
         "_pieces",
@@ -77,24 +79,31 @@ class SequenceOutput:
         shown = opened.include_stop_str_in_output
         self._ends = frozenset[int]() if shown else frozenset([*opened.stop_token_ids, *opened.eos_token_ids])
         self._early: dict[int, int] = {}  # index -> token that came before those ahead of it
+        self._forced: set[int] = set()  # indices of early tokens that the grammar forced
+        self._forced_tokens = 0
         self._ended: Ended | None = None  # came before the last tokens
         self._parts: list[str] = []  # plain text
         self._pieces: list[Piece] = []  # or what the reader found in it
         self._sent = 0
 
-    def push(self, index: int, token_id: int) -> None:
-        """One output token; `index` counts from 0. What is known already or comes after the end is ignored."""
+    def push(self, index: int, token_id: int, is_forced: bool = False) -> None:
+        """One output token; `index` counts from 0. What is known already or comes after the end is ignored.
+        is_forced: a grammar left no choice about it."""
         if self.finished is not None:
             return
         if index != self.num_tokens:
-            if index > self.num_tokens:
-                self._early.setdefault(index, token_id)
+            if index > self.num_tokens and index not in self._early:
+                self._early[index] = token_id
+                if is_forced:
+                    self._forced.add(index)
             return
+        self._forced_tokens += is_forced
         self._take(token_id)
         while self._early and self.finished is None:
             following = self._early.pop(self.num_tokens, None)
             if following is None:
                 break
+            self._forced_tokens += self.num_tokens in self._forced
             self._take(following)
         if self._ended is not None:
             self.end(self._ended)
@@ -199,4 +208,5 @@ class SequenceOutput:
             stop_reason=stop_reason,
             error=error,
             reasoning_tokens=self._reasoning_tokens,
+            forced_tokens=self._forced_tokens,
         )

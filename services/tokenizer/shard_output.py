@@ -21,6 +21,8 @@ DEADLINE_GRACE_S = 60.0
 SILENCE_S = 3600.0
 """A sequence without a deadline is given up after so long without a token."""
 
+_NONE: frozenset[int] = frozenset()
+
 
 @dataclass(slots=True)
 class Replies:
@@ -77,13 +79,14 @@ class ShardOutput:
         sequence_ids = unpack_i64(message.sequence_ids)
         indices, token_ids = unpack_i32(message.indices), unpack_i32(message.token_ids)
         cached_ids, cached = unpack_i64(message.cached_ids), unpack_i32(message.cached)
+        forced = frozenset(unpack_i32(message.forced)) if message.forced else _NONE
         if not len(sequence_ids) == len(indices) == len(token_ids) or len(cached_ids) != len(cached):
             raise ValueError("arrays of different lengths")
         sequences, touched = self._sequences, self._touched
         for sequence_id, cached_tokens in zip(cached_ids, cached, strict=True):
             if sequence_id in sequences:
                 sequences[sequence_id].cached_tokens = cached_tokens
-        for sequence_id, index, token_id in zip(sequence_ids, indices, token_ids, strict=True):
+        for place, (sequence_id, index, token_id) in enumerate(zip(sequence_ids, indices, token_ids, strict=True)):
             sequence = sequences.get(sequence_id)
             if sequence is None:
                 continue
@@ -92,7 +95,7 @@ class ShardOutput:
                 sequence.last_heard_at = now
                 if sequence.first_token_at is None:
                     sequence.first_token_at = now
-            sequence.push(index, token_id)
+            sequence.push(index, token_id, place in forced)
         for ended in message.ended:
             sequence = sequences.get(ended.sequence_id)
             if sequence is not None:

@@ -22,7 +22,8 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What a request's sequences share. entry_id: its entry in `schedule`, acknowledged when the last one ends."""
+    """What a request's sequences share. entry_id: its entry in `schedule`, acknowledged when the last one ends.
+    grammar: key of the compiled grammar that each answer must match; empty for free text."""
 
     request_id: str
     entry_id: str
@@ -36,6 +37,7 @@ class Request:
     deadline: float | None
     traceparent: str | None
     num_open: int
+    grammar: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +120,7 @@ def sequences_of(
         deadline=deadline,
         traceparent=traceparent,
         num_open=len(message.sequence_ids),
+        grammar=message.grammar,
     )
     return [
         Sequence(

@@ -160,6 +160,7 @@ class WorkerState:
                 attempt=sequence.attempt,
                 cached_prompt=sequence.cached_prompt,
                 traceparent=sequence.request.traceparent,
+                grammar=sequence.request.grammar,
             )
         )
 
