@@ -90,7 +90,7 @@ def skinny_linear_reference(
 
 
 @triton.jit
-def _prefetch_l2(address, BYTES: tl.constexpr):
+def _prefetch_l2(address, BYTES: tl.constexpr):  # type: ignore[no-untyped-def]
     """Asks for BYTES bytes (a multiple of 16) at each address to come to L2, and does not wait."""
     tl.inline_asm_elementwise(
         "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
@@ -103,7 +103,7 @@ def _prefetch_l2(address, BYTES: tl.constexpr):
 
 
 @triton.jit
-def _inverse_rms(x_rows, is_row, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+def _inverse_rms(x_rows, is_row, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
     """[BLOCK_M, 1] pointers to rows -> [BLOCK_M]."""
     squares = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -114,7 +114,7 @@ def _inverse_rms(x_rows, is_row, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.cons
 
 
 @triton.jit
-def _multiply_rows(
+def _multiply_rows(  # type: ignore[no-untyped-def]
     x_rows,  # [BLOCK_M, 1] pointers
     row_starts,  # [BLOCK_N, 1] pointers
     norm_weight_ptr,
@@ -159,7 +159,7 @@ def _multiply_rows(
 
 
 @triton.jit
-def _multiply_row(
+def _multiply_row(  # type: ignore[no-untyped-def]
     x_ptr,
     row_starts,  # [BLOCK_N, 1] pointers
     norm_weight_ptr,
@@ -203,7 +203,7 @@ def _multiply_row(
 
 
 @triton.jit
-def _skinny_linear_kernel(
+def _skinny_linear_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [M, K], rows x_stride apart
     weight_ptr,  # [N or 2N, K]
     bias_ptr,  # [N or 2N]
