@@ -68,6 +68,7 @@ class ReasoningReader(TextReader):
             space += text[len(thought) :]
             if found:
                 self._at = found.end()
+                self.is_reasoning = False
                 yield from self._skip_space()
                 self._commit()
                 return
