@@ -55,6 +55,8 @@ CHOICE = "sapwood.choice"
 WORKER = "sapwood.worker"
 QUEUE_POSITION = "sapwood.queue.position"
 ATTEMPT = "sapwood.attempt"
+GRAMMAR_KIND = "sapwood.grammar.kind"
+GRAMMAR_COMPILE_MS = "sapwood.grammar.compile_ms"
 
 Value = str | bool | int | float | list[str]
 

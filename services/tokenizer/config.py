@@ -23,3 +23,15 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     reasoning_parser: Annotated[
         str, help_(f"marks of the model's reasoning: auto (by its chat template), none, {', '.join(FORMATS)}")
     ] = AUTO
+    grammar_processes: Annotated[
+        int, msgspec.Meta(ge=1, le=64), help_("processes that compile grammars, in each tokenizer")
+    ] = 2
+    grammar_compile_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0), help_("a grammar that takes longer to compile is refused")
+    ] = 15.0
+    grammar_compile_memory_mb: Annotated[
+        int, msgspec.Meta(ge=64), help_("MiB that compiling a grammar may take; above: it is refused")
+    ] = 1024
+    grammar_cache_mb: Annotated[
+        int, msgspec.Meta(ge=1), help_("MiB of compiled grammars kept in the broker, least recently used out first")
+    ] = 256

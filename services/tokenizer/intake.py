@@ -1,21 +1,24 @@
 """Takes `Tokenize` requests from the group's stream, encodes them in threads, and posts what follows.
 
 What arrives together is encoded together. A long prompt goes on in threads of its own, so that neither the
-event loop nor the short prompts wait for it.
+event loop nor the short prompts wait for it. A request whose answer is constrained waits for its grammar, alone.
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 from prometheus_client import Counter
 
 from services.tokenizer.encode import Encoded, Encoder, Text
+from services.tokenizer.grammar.service import Grammar, GrammarService
 from shared import telemetry
 from shared.errors import InternalError, RequestError, TimedOut
-from shared.messages import Rejected, Tokenize, sequence_id
+from shared.messages import Constraint, Rejected, Tokenize, sequence_id
 from shared.service import Context
 from shared.streams import SCHEDULE, TOKENIZE, Delivery, reply_stream, shard_stream
 from shared.telemetry import TOKENIZE as TOKENIZE_STAGE
@@ -41,10 +44,11 @@ PROMPT_TOKENS = Counter("sapwood_tokenizer_prompt_tokens", "Prompt tokens encode
 class Intake:
     """The encoding half of a tokenizer process."""
 
-    def __init__(self, context: Context, encoder: Encoder, threads: int) -> None:
+    def __init__(self, context: Context, encoder: Encoder, grammars: GrammarService, threads: int) -> None:
         self._context = context
         self._bus = context.bus
         self._encoder = encoder
+        self._grammars = grammars
         self._in_hand: set[str] = set()  # entry ids read and not acknowledged
         self._batches = asyncio.Semaphore(threads + 1)  # one waits while the threads work
         self._long = asyncio.Semaphore(LONG_WAITING)
@@ -91,6 +95,8 @@ class Intake:
             for delivery, result in await self._encode(batch):
                 if isinstance(result, Text):
                     deferred.append((delivery, result))
+                elif isinstance(result, Encoded) and result.constraint is not None:
+                    tasks.create_task(self._handle_constrained(delivery, result, result.constraint, read_at))
                 else:
                     self._answer(delivery, result, read_at)
             for delivery, prompt in deferred:
@@ -130,9 +136,12 @@ class Intake:
         try:
             loop = asyncio.get_running_loop()
             result = await loop.run_in_executor(self._long_pool, self._encode_long, delivery, prompt)
-            self._answer(delivery, result, read_at)
         finally:
             self._long.release()
+        if isinstance(result, Encoded) and result.constraint is not None:
+            await self._handle_constrained(delivery, result, result.constraint, read_at)
+        else:
+            self._answer(delivery, result, read_at)
 
     def _encode_long(self, delivery: Delivery[Tokenize], prompt: Text) -> Encoded | RequestError:
         if _is_late(delivery, time.time()):
@@ -143,7 +152,34 @@ class Intake:
             log.exception("encoding request %s", delivery.message.request_id)
             return InternalError("the prompt could not be encoded")
 
-    def _answer(self, delivery: Delivery[Tokenize], result: Encoded | RequestError, read_at: float) -> None:
+    async def _handle_constrained(
+        self, delivery: Delivery[Tokenize], encoded: Encoded, constraint: Constraint, read_at: float
+    ) -> None:
+        """Answers once the grammar is there, or is known to be none."""
+        result: Encoded | RequestError
+        grammar = None
+        try:
+            async with asyncio.timeout(None if delivery.deadline is None else delivery.deadline - time.time()):
+                grammar = await self._grammars.compile(constraint)
+            generate = msgspec.structs.replace(encoded.generate, grammar=grammar.key)
+            result = dataclasses.replace(encoded, generate=generate)
+        except TimeoutError:
+            result = TimedOut("the request's time was up before its grammar was compiled")
+        except RequestError as error:
+            result = error
+        except Exception:  # as in _encode_one
+            log.exception("compiling the grammar of request %s", delivery.message.request_id)
+            result = InternalError("the grammar could not be compiled")
+        self._answer(delivery, result, read_at, constraint, grammar)
+
+    def _answer(
+        self,
+        delivery: Delivery[Tokenize],
+        result: Encoded | RequestError,
+        read_at: float,
+        constraint: Constraint | None = None,
+        grammar: Grammar | None = None,
+    ) -> None:
         """Posts what a request leads to and acknowledges it, in an order that loses nothing: the shard knows the
         sequences before any token can come, and a process that dies in between leaves the request to be claimed."""
         outbox, request = self._bus.outbox, delivery.message
@@ -160,9 +196,16 @@ class Intake:
             REQUESTS.labels("rejected").inc()
         outbox.ack(delivery)
         self._in_hand.discard(delivery.entry_id)
-        self._record(delivery, result, read_at)
+        self._record(delivery, result, read_at, constraint, grammar)
 
-    def _record(self, delivery: Delivery[Tokenize], result: Encoded | RequestError, read_at: float) -> None:
+    def _record(
+        self,
+        delivery: Delivery[Tokenize],
+        result: Encoded | RequestError,
+        read_at: float,
+        constraint: Constraint | None,
+        grammar: Grammar | None,
+    ) -> None:
         trace = telemetry.sampled(delivery.traceparent)
         if trace is None:
             return
@@ -179,6 +222,8 @@ class Intake:
                 telemetry.REQUEST_CHOICES: request.n,
                 telemetry.INPUT_TOKENS: result.open.num_prompt_tokens if isinstance(result, Encoded) else None,
                 telemetry.REQUEST_MAX_TOKENS: result.generate.max_tokens if isinstance(result, Encoded) else None,
+                telemetry.GRAMMAR_KIND: constraint.kind if constraint is not None else None,
+                telemetry.GRAMMAR_COMPILE_MS: grammar.compile_ms if grammar is not None else None,
                 telemetry.ERROR_TYPE: result.type if isinstance(result, RequestError) else None,
             },
             error=result.message if isinstance(result, RequestError) else None,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from services.tokenizer.config import Settings
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.encode import Encoder
+from services.tokenizer.grammar.service import GrammarService
 from services.tokenizer.intake import Intake
 from services.tokenizer.model_files import load_model_files
 from services.tokenizer.outflow import Outflow
@@ -30,13 +31,15 @@ async def serve(context: Context, settings: Settings) -> None:
     model = await asyncio.to_thread(load_model_files, settings)
     await agree_on_shards(context.bus, settings.token_shards)
     dialect = dialect_of(model.tool_template, settings.tool_parser, settings.reasoning_parser)
-    intake = Intake(context, Encoder(model, settings.token_shards, dialect), settings.encode_threads)
+    grammars = GrammarService(context.bus, model, settings)
+    intake = Intake(context, Encoder(model, settings.token_shards, dialect), grammars, settings.encode_threads)
     outflow = Outflow(context, Detokenizer(model.backend), settings.token_shards)
     leases = Leases(context.bus, context.instance, settings.token_shards, outflow.gain, outflow.lose)
     context.registry.update(is_ready=True, model=model.name, max_model_len=model.max_model_len)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(context.registry.run(_watch(outflow, leases)))
         tasks.create_task(leases.run())
+        tasks.create_task(grammars.run())
         tasks.create_task(intake.run())
         tasks.create_task(outflow.run())
 

@@ -1,0 +1,159 @@
+"""Processes that compile, each with one job at a time; one that takes too long is killed and replaced.
+
+Jobs wait in the order of their size: what is quick does not wait for what is slow.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import msgspec
+
+from services.tokenizer.grammar.protocol import OUT_OF_MEMORY, OUT_OF_TIME, Answer, Job, Ready, Refused, Setup
+from shared.errors import InternalError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+"""A child imports PyTorch and reads a vocabulary, on a machine that may be busy."""
+
+_answers: "msgspec.msgpack.Decoder[Answer]" = msgspec.msgpack.Decoder(Answer)
+_Waiting = tuple[int, int, Job, "asyncio.Future[Answer]"]
+
+
+def _child(connection: Connection) -> None:
+    from services.tokenizer.grammar.child import main  # imports xgrammar, which the service itself does without
+
+    main(connection)
+
+
+class CompilePool:
+    """`run` must be running. `compile` waits for a free process as long as it takes."""
+
+    def __init__(self, setup: Setup, processes: int) -> None:
+        self._setup = setup
+        self._queue: asyncio.PriorityQueue[_Waiting] = asyncio.PriorityQueue()
+        self._numbers = itertools.count()
+        self._children = [Child() for _ in range(processes)]
+        self._threads = ThreadPoolExecutor(processes, "compile")
+
+    async def compile(self, job: Job) -> Answer:
+        """Raises InternalError if no process can be started."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((len(job.source).bit_length(), next(self._numbers), job, future))
+        return await future
+
+    @property
+    def num_waiting(self) -> int:
+        return self._queue.qsize()
+
+    async def run(self) -> None:
+        """Hands out jobs until cancelled; leaves no process behind."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for child in self._children:
+                    tasks.create_task(self._serve(child))
+        finally:
+            for child in self._children:
+                child.kill()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, child: "Child") -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            _, _, job, future = await self._queue.get()
+            if future.done():  # nobody waits for it any more
+                continue
+            try:
+                answer = await loop.run_in_executor(self._threads, self._do, child, job)
+            except InternalError as error:
+                if not future.done():
+                    future.set_exception(error)
+                continue
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+            if not future.done():
+                future.set_result(answer)
+
+    def _do(self, child: "Child", job: Job) -> Answer:
+        """In a thread of the pool."""
+        if not child.is_alive:
+            ready = child.start(self._setup)
+            self._setup = msgspec.structs.replace(self._setup, tokenizer=b"", tokenizer_info=ready.tokenizer_info)
+        return child.do(job, self._setup.timeout_s)
+
+
+class Child:
+    """One process, or the place for one."""
+
+    def __init__(self) -> None:
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._is_closed = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None
+
+    def start(self, setup: Setup) -> Ready:
+        """Raises InternalError if the process does not come up."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["services.tokenizer.grammar.child"])
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_child, args=(theirs,), name="compile", daemon=True)
+        process.start()
+        theirs.close()
+        self._process, self._connection = process, ours
+        if self._is_closed:
+            self.kill()
+        try:
+            ours.send_bytes(msgspec.msgpack.encode(setup))
+            if not ours.poll(START_TIMEOUT_S):
+                raise TimeoutError
+            return msgspec.msgpack.decode(ours.recv_bytes(), type=Ready)
+        except (OSError, EOFError, msgspec.DecodeError) as error:
+            log.error("a compiling process did not start: %r", error)
+            self._drop()
+            raise InternalError("no process to compile the grammar could be started") from None
+
+    def do(self, job: Job, timeout_s: float) -> Answer:
+        """The process's answer, or why there is none."""
+        connection = self._connection
+        assert connection is not None
+        try:
+            connection.send_bytes(msgspec.msgpack.encode(job))
+            if not connection.poll(timeout_s):
+                log.warning("a compiling process took more than %g s and was killed", timeout_s)
+                self._drop()
+                return Refused(message=OUT_OF_TIME)
+            answer = _answers.decode(connection.recv_bytes())
+        except (OSError, EOFError) as error:  # it is gone: by its limit of memory, or a crash that only it died of
+            log.warning("a compiling process ended over a grammar: %r", error)
+            self._drop()
+            return Refused(message=OUT_OF_MEMORY)
+        if answer.is_last:
+            self._drop()
+        return answer
+
+    def kill(self) -> None:
+        """Also ends what a thread waits for. No other process takes this one's place."""
+        self._is_closed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def _drop(self) -> None:
+        process, connection = self._process, self._connection
+        assert process is not None
+        assert connection is not None
+        self._process = self._connection = None
+        with contextlib.suppress(OSError):
+            connection.close()
+        process.kill()
+        process.join()
+        process.close()
