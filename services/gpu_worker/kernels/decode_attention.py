@@ -56,7 +56,7 @@ def decode_attention_reference(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "group_base"])
 def _decode_attention_kernel(  # type: ignore[no-untyped-def]
     query_ptr,
     keys_ptr,

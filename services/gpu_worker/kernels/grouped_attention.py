@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.gpu_worker.kernels.attend_span import LOG2_E, attend_span
-from services.gpu_worker.kernels.group_tables import DeviceGroups
+from services.gpu_worker.kernels.group_tables import ITEM_WIDTH, DeviceGroups
 from services.gpu_worker.kernels.work_list import DecodePlan
 from services.gpu_worker.prefix_groups import Segment
 
@@ -48,7 +48,7 @@ def grouped_attention_reference(
     return partial, scores.logsumexp(-1) * LOG2_E.value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _grouped_attention_kernel(  # type: ignore[no-untyped-def]
     query_ptr,
     keys_ptr,
@@ -164,7 +164,7 @@ def grouped_attention(
         G=group_size,
         D=head_dim,
         PAGE_SIZE=page_size,
-        ITEM_WIDTH=8,
+        ITEM_WIDTH=ITEM_WIDTH,
         BLOCK_M=tile.block_rows,
         BLOCK_N=tile.block_tokens,
         BLOCK_D=triton.next_power_of_2(head_dim),

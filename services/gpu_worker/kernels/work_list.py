@@ -100,7 +100,11 @@ def _length(lengths_ptr, seats_ptr, rows, is_row):  # type: ignore[no-untyped-de
     return tl.where(seat >= 0, tl.load(lengths_ptr + rows, mask=is_row, other=0), 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "max_items", "window", "num_sms"])
+_RUNTIME = ["num_rows", "max_items", "window", "num_sms"]
+_COSTS = ["item_cost", "split_cost", "merge_cost", "part_cost", "tail_cost"]
+
+
+@triton.jit(do_not_specialize=_RUNTIME + _COSTS)
 def _work_list_kernel(  # type: ignore[no-untyped-def]
     lengths_ptr,  # [B]
     seats_ptr,  # [B]
@@ -114,11 +118,11 @@ def _work_list_kernel(  # type: ignore[no-untyped-def]
     max_items,
     window,
     num_sms,
-    ITEM_COST: tl.constexpr,  # see ChunkCosts
-    SPLIT_COST: tl.constexpr,
-    MERGE_COST: tl.constexpr,
-    PART_COST: tl.constexpr,
-    TAIL_COST: tl.constexpr,
+    item_cost,  # see ChunkCosts
+    split_cost,
+    merge_cost,
+    part_cost,
+    tail_cost,
     NUM_KV_HEADS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -149,9 +153,9 @@ def _work_list_kernel(  # type: ignore[no-untyped-def]
     parts = (longest_row + sizes - 1) // sizes
     idle = (work + num_sms - 1) // num_sms * num_sms - work
     tail = idle * chunk + num_sms * (chunk - num_tokens // tl.maximum(num_filled, 1))
-    starts = work * (ITEM_COST + tl.where(parts > 1, SPLIT_COST, 0))
-    merging = tl.where(parts > 1, MERGE_COST + PART_COST * parts, 0)
-    cost = tail * TAIL_COST + 16 * (starts + num_sms * merging)
+    starts = work * (item_cost + tl.where(parts > 1, split_cost, 0))
+    merging = tl.where(parts > 1, merge_cost + part_cost * parts, 0)
+    cost = tail * tail_cost + 16 * (starts + num_sms * merging)
     cost = tl.where(num_filled + num_empty > max_items, 1 << 62, cost)
     is_best = step == tl.argmin(cost, 0)
     size = tl.sum(tl.where(is_best, sizes, 0), 0)
@@ -266,11 +270,11 @@ class DecodePlan:
             self.max_items,
             self.window or 0,
             self.num_sms,
-            ITEM_COST=self.costs.item,
-            SPLIT_COST=self.costs.split,
-            MERGE_COST=self.costs.merge,
-            PART_COST=self.costs.part,
-            TAIL_COST=self.costs.tail,
+            self.costs.item,
+            self.costs.split,
+            self.costs.merge,
+            self.costs.part,
+            self.costs.tail,
             NUM_KV_HEADS=self.num_kv_heads,
             BLOCK_N=self.tile.block_tokens,
             BLOCK_ROWS=_ROWS_AT_ONCE,
