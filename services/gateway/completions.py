@@ -57,10 +57,10 @@ async def _answer(
         async with json_body(request, gateway.bodies) as body:
             job = parse(body)
         del body
-        if job.constraint is not None and gateway.settings.grammar_mode == "off":
+        if job.enforced is not None and gateway.settings.grammar_mode == "off":
             raise InvalidRequest(
-                f"'{job.constraint.param}' is not served here: this server runs with --grammar-mode off.",
-                param=job.constraint.param,
+                f"'{job.enforced}' is not served here: this server runs with --grammar-mode off.",
+                param=job.enforced,
                 code="unsupported_parameter",
             )
         call_id = shape.id_prefix + secrets.token_hex(16)

@@ -35,7 +35,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 class Job:
     """A checked request. sampling.seed is the client's, or None in `seed` means one to be drawn per prompt.
 
-    Choice c of prompt p is the answer's choice p * n + c. ignored: names in the body that mean nothing to us."""
+    Choice c of prompt p is the answer's choice p * n + c. ignored: names in the body that mean nothing to us.
+    enforced: the field, if any, that asks for an answer to be held to something."""
 
     model: str
     prompts: list[Prompt]
@@ -55,6 +56,7 @@ class Job:
     tool_calling: ToolCalling | None = None
     separate_reasoning: bool = False
     constraint: Constraint | None = None
+    enforced: str | None = None
 
     def sampling_of(self, prompt: int) -> SamplingOptions:
         """The prompt's sampling; without the client's seed, one of its own, lest equal prompts get equal answers."""
@@ -73,9 +75,13 @@ def parse_chat(body: bytes) -> Job:
     request, ignored = _decode(body, _chat, ChatRequest, unsupported.CHAT_REFUSED)
     calling = tools.tool_calling(request.tools, request.tool_choice, request.parallel_tool_calls)
     job = _job(request, [_chat_prompt(request)], request.max_tokens, ignored)
-    if calling is not None and job.constraint is not None:
-        tools.check_beside_constraint(calling, job.constraint)
-    return replace(job, tool_calling=calling, separate_reasoning=request.separate_reasoning is not False)
+    enforced = job.enforced
+    if calling is not None:
+        if job.constraint is not None:
+            tools.check_beside_constraint(calling, job.constraint)
+        enforced = enforced or tools.enforced_param(calling, request.tools or [])
+    separate = request.separate_reasoning is not False
+    return replace(job, tool_calling=calling, separate_reasoning=separate, enforced=enforced)
 
 
 def parse_completion(body: bytes) -> Job:
@@ -133,6 +139,7 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     options = request.stream_options or StreamOptions()
+    constraint = constraint_of(request)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return Job(
         model=request.model,
@@ -150,7 +157,8 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         ignored=ignored,
-        constraint=constraint_of(request),
+        constraint=constraint,
+        enforced=constraint.param if constraint is not None else None,
     )
 
 

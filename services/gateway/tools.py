@@ -48,6 +48,16 @@ def check_beside_constraint(calling: ToolCalling, constraint: Constraint) -> Non
         )
 
 
+def enforced_param(calling: ToolCalling, tools: list[Json]) -> str | None:
+    """The field, if any, that asks for calls that the decoder enforces."""
+    if calling.choice != "auto":
+        return "tool_choice"
+    for place, tool in enumerate(tools):
+        if tool["function"].get("strict"):
+            return f"tools[{place}].function.strict"
+    return None if calling.parallel else "parallel_tool_calls"
+
+
 def _checked_names(tools: list[Json]) -> list[str]:
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(f"'tools' has {len(tools)} entries, more than {MAX_TOOLS}.", param="tools")

@@ -90,17 +90,17 @@ class Outflow:
     def _apply(self, output: ShardOutput, delivery: Delivery[ToShard]) -> int:
         """Returns the number of tokens."""
         now = time.time()
-        match delivery.message:
-            case Open() as message:
-                output.open(message, delivery.entry_id, now, delivery.traceparent, delivery.deadline)
-                return 0
-            case Output() as message:
-                try:
-                    return output.output(message, now)
-                except ValueError as error:
-                    log.error("dead letter in %s, entry %s: %s", delivery.stream.name, delivery.entry_id, error)
-                    self._bus.outbox.bury(delivery.stream, delivery.entry_id, {}, str(error))
+        try:
+            match delivery.message:
+                case Open() as message:
+                    output.open(message, delivery.entry_id, now, delivery.traceparent, delivery.deadline)
                     return 0
+                case Output() as message:
+                    return output.output(message, now)
+        except ValueError as error:
+            log.error("dead letter in %s, entry %s: %s", delivery.stream.name, delivery.entry_id, error)
+            self._bus.outbox.bury(delivery.stream, delivery.entry_id, {}, str(error))
+            return 0
 
     def _reply(self) -> None:
         replies = Replies()

@@ -8,11 +8,15 @@ from shared.messages import AnswerFormat, Channel
 
 
 class AnswerReader:
-    """Takes an answer's text in pieces of any size; gives the same pieces joined for any of them."""
+    """Takes an answer's text in pieces of any size; gives the same pieces joined for any of them.
+
+    Raises ValueError for a form that this process does not know: another version of it wrote that."""
 
     __slots__ = ("_calls", "_reasoning")
 
     def __init__(self, form: AnswerFormat) -> None:
+        if form.tool_parser not in ("", *FORMATS) or form.reasoning_parser not in ("", *reasoning.FORMATS):
+            raise ValueError(f"unknown form of an answer: {form}")
         self._calls = FORMATS[form.tool_parser].reader(form.tool_names) if form.tool_parser else None
         self._reasoning = (
             ReasoningReader(reasoning.FORMATS[form.reasoning_parser], is_reasoning=form.is_reasoning)
@@ -49,8 +53,5 @@ class AnswerReader:
 
 def kept_marks(form: AnswerFormat) -> tuple[str, ...]:
     """Texts that the reader must see even where they are special tokens."""
-    calls = FORMATS[form.tool_parser].marks if form.tool_parser else ()
-    if not form.reasoning_parser:
-        return calls
-    marks = reasoning.FORMATS[form.reasoning_parser]
-    return (*calls, marks.begin, marks.end)
+    calls, marks = FORMATS.get(form.tool_parser), reasoning.FORMATS.get(form.reasoning_parser)
+    return (*(calls.marks if calls else ()), *((marks.begin, marks.end) if marks else ()))

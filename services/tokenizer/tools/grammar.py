@@ -71,7 +71,8 @@ def after_reasoning(form: Json, marks: ReasoningFormat, *, has_begun: bool) -> J
 
 
 def json_schema(schema: object) -> Json:
-    return {"type": "json_schema", "json_schema": schema}
+    """JSON with one space at most between its parts: a model that may write any number of them may never end."""
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
 
 
 def arguments_schema(function: Json) -> Json:

@@ -226,3 +226,51 @@ async def test_the_ids_of_calls_and_their_results_come_back_to_the_model(gateway
         {"city": "Oslo", "days": 1},
     ]
     assert [first["tool_call_id"], second["tool_call_id"]] == [call["id"] for call in assistant["tool_calls"]]
+
+
+async def test_parse_with_a_pydantic_model(gateway: Any, backend: Any) -> None:
+    serving = serve(backend, content('{"steps": ["a"], ', '"result": 3}'))
+    parsed = await gateway.openai().chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Answer)
+    assert parsed.choices[0].message.parsed == Answer(steps=["a"], result=3)
+    request = await serving
+    assert (request.constraint.kind, request.constraint.param) == (
+        "json_schema",
+        "response_format.json_schema.schema",
+    )
+    assert list(json.loads(request.constraint.source)["properties"]) == ["steps", "result"]
+
+
+async def test_the_stream_helper_with_a_pydantic_model(gateway: Any, backend: Any) -> None:
+    serve(backend, content('{"steps": ["a"], ', '"result": 3}'))
+    partial = []
+    async with gateway.openai().chat.completions.stream(
+        model="tiny", messages=MESSAGES, response_format=Answer
+    ) as stream:
+        async for event in stream:
+            if event.type == "content.delta":
+                partial.append(event.parsed)
+        final = await stream.get_final_completion()
+    assert {"steps": ["a"]} in partial
+    assert final.choices[0].message.parsed == Answer(steps=["a"], result=3)
+
+
+@pytest.mark.parametrize("pieces", [CALLS, content('{"steps": [], "result": 1}')])
+async def test_tools_and_a_pydantic_model_at_once(gateway: Any, backend: Any, pieces: Any) -> None:
+    serving = serve(backend, pieces)
+    parsed = await gateway.openai().chat.completions.parse(
+        model="tiny", messages=MESSAGES, tools=TOOLS, response_format=Answer
+    )
+    request = await serving
+    assert request.constraint is not None
+    assert request.tool_calling is not None
+    message = parsed.choices[0].message
+    assert (message.parsed is None) == bool(message.tool_calls)
+
+
+async def test_grammar_mode_off_refuses_calls_that_must_be_made(start: Any, backend: Any) -> None:
+    gateway = await start(grammar_mode="off")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await gateway.openai().chat.completions.create(
+            model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="required"
+        )
+    assert refused.value.param == "tool_choice"

@@ -99,3 +99,24 @@ def test_what_goes_beside_a_constraint() -> None:
         with pytest.raises(InvalidRequest) as refused:
             check_beside_constraint(calling, constraint)
         assert refused.value.param == constraint.param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [a_tool()]}, None),
+        ({"tools": [a_tool(strict=True)], "tool_choice": "none"}, None),
+        ({"tools": [a_tool(), a_tool("g", strict=True)]}, "tools[1].function.strict"),
+        ({"tools": [a_tool()], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [a_tool()], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [a_tool()], "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_the_decoder_enforces_is_known(fields: dict[str, Any], param: str | None) -> None:
+    assert chat(**fields).enforced == param
+
+
+def test_a_schema_beside_a_required_call_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(tools=[a_tool()], tool_choice="required", response_format={"type": "json_object"})
+    assert refused.value.param == "response_format"
