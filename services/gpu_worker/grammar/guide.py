@@ -1,18 +1,22 @@
 """What the engine keeps of a constrained sequence: its matcher, its mask row, the run that is forced next."""
 
+import logging
 from collections.abc import Sequence
 
 from services.gpu_worker.grammar.forced import forced_run
-from services.gpu_worker.grammar.matcher import I32, Compiled, mask_of
+from services.gpu_worker.grammar.matcher import I32, Compiled, bit_of, mask_of
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError
 
+log = logging.getLogger(__name__)
+
 
 class Guide:
-    """A sequence's way through its grammar.
+    """A sequence's way through its grammar. What the grammar engine fails at ends as InternalError, in `fill` as a row
+    that allows nothing.
 
     vocabulary: None turns forced runs off. mask: its row, int32 [mask_width(V)]; is_filled: whether it is for the next
-    token."""
+    token. imposed: the only token that the step under way can sample; it counts as accepted already."""
 
     def __init__(
         self,
@@ -28,22 +32,43 @@ class Guide:
         self.matcher = compiled.matcher(stop_token_ids)
         self.mask = mask
         self.is_filled = False
+        self.imposed: int | None = None
         self._stops = mask_of(stop_token_ids, vocab_size)
         self._vocabulary = vocabulary
         for i, token_id in enumerate(outputs):
-            if not self.matcher.accept(token_id):
+            if not self.accept(token_id):
                 raise InternalError(f"output token {i} of a sequence that was taken over does not match its grammar")
 
     def accept(self, token_id: int) -> bool:
         """Goes on by a token that was sampled; False if the grammar does not allow it."""
         self.is_filled = False
-        return self.matcher.accept(token_id)
+        try:
+            return self.matcher.accept(token_id)
+        except RuntimeError as error:
+            raise _failed(error) from error
+
+    def impose(self, token_id: int) -> None:
+        """Makes the mask row one that allows a token alone, which was accepted as part of a run."""
+        self.imposed = token_id
+        self.mask[:] = 0
+        self.mask[token_id // 32] = bit_of(token_id)
+        self.is_filled = True
+
+    def note_imposed(self) -> None:
+        """The imposed token was sampled."""
+        self.imposed = None
+        self.is_filled = False
 
     def fill(self) -> None:
         """Makes the mask row that of the next token."""
-        if not self.is_filled:
+        if self.is_filled:
+            return
+        try:
             self.matcher.fill(self.mask)
-            self.is_filled = True
+        except RuntimeError:
+            log.exception("a mask cannot be filled")
+            self.mask[:] = 0
+        self.is_filled = True
 
     def must_end(self) -> bool:
         """Whether nothing but a stop id may follow. Where the answer is not whole it may not be so."""
@@ -61,7 +86,15 @@ class Guide:
         """The tokens, at most `limit`, that must follow; they count as accepted. before: the tokens so far."""
         if self._vocabulary is None:
             return []
-        run = forced_run(self.matcher, self._vocabulary, before, limit)
+        try:
+            run = forced_run(self.matcher, self._vocabulary, before, limit)
+        except RuntimeError as error:
+            raise _failed(error) from error
         if run:
             self.is_filled = False
         return run
+
+
+def _failed(error: RuntimeError) -> InternalError:
+    reason = (str(error).splitlines() or [repr(error)])[0]
+    return InternalError(f"the grammar of this request failed: {reason}")

@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import msgspec
-import xgrammar
 
 from services.gpu_worker import metrics
-from services.gpu_worker.grammar.matcher import Compiled, XGrammarCompiled
+from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
 from shared.grammar import XGRAMMAR, CompiledGrammar, decode
@@ -171,33 +170,10 @@ class GrammarLibrary:
             metrics.GRAMMAR_BYTES.set(self._num_bytes)
 
 
-class _TokenizerMetadata(msgspec.Struct):
-    vocab_size: int
-    stop_token_ids: list[int]
-
-
-class _Serialized(msgspec.Struct):
-    """What is read of xgrammar's own form."""
-
-    tokenizer_metadata: _TokenizerMetadata
-
-
-_head = msgspec.json.Decoder(_Serialized)
-
-
 def compiled_from(record: CompiledGrammar, vocabulary: Vocabulary) -> Compiled:
     """Takes milliseconds to a second. Raises InternalError when it does not fit this worker."""
-    if record.engine != XGRAMMAR:
-        raise InternalError(f"this worker has no grammar engine {record.engine!r}")
-    try:
-        metadata = _head.decode(record.serialized).tokenizer_metadata
-        if metadata.vocab_size != vocabulary.vocab_size:
-            raise InternalError(
-                f"the grammar was compiled for {metadata.vocab_size} tokens; the model has {vocabulary.vocab_size}"
-            )
-        info = vocabulary.info(tuple(metadata.stop_token_ids))
-        grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
-    except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:  # xgrammar's errors are RuntimeErrors
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise InternalError(f"the compiled grammar of this request cannot be used: {reason}") from None
-    return XGrammarCompiled(grammar, vocabulary)
+    if record.engine == XGRAMMAR:
+        from services.gpu_worker.grammar import xgrammar_engine  # not before there is a grammar: it takes a while
+
+        return xgrammar_engine.load(record, vocabulary)
+    raise InternalError(f"this worker has no grammar engine {record.engine!r}")

@@ -1,20 +1,16 @@
 """Mask rows of all constrained sequences, filled together on another thread while the model computes."""
 
-import os
-import time
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import xgrammar
 
 from services.gpu_worker.grammar.guide import Guide
-from services.gpu_worker.grammar.matcher import I32, XGrammarMatcher, mask_width
+from services.gpu_worker.grammar.matcher import I32, Matcher, mask_width
 
-MAX_THREADS = 16
-WORTH_THREADS_S = 0.002
-"""Filling that takes longer on one thread is worth the start of several."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +27,6 @@ class MaskPool:
 
     def __init__(self, num_seats: int, vocab_size: int) -> None:
         self._bits: I32 = np.zeros((num_seats, mask_width(vocab_size)), np.int32)
-        self._threads = min(MAX_THREADS, max(len(os.sched_getaffinity(0)) // 2, 1))
-        self._one, self._many = xgrammar.BatchGrammarMatcher(1), xgrammar.BatchGrammarMatcher(self._threads)
-        self._row_s = 0.0  # what a row took lately on one thread
         self._filler = ThreadPoolExecutor(1, "masks")
 
     def row(self, seat: int) -> I32:
@@ -49,26 +42,17 @@ class MaskPool:
         return Masks(rows, self._bits[np.asarray(seats, np.int64)])
 
     def _fill(self, guides: Sequence[tuple[int, Guide]]) -> None:
-        batch: list[tuple[int, XGrammarMatcher]] = []
+        by_engine: dict[type[Matcher], list[tuple[int, Guide]]] = {}
         for seat, guide in guides:
-            if guide.is_filled:
-                continue
-            if isinstance(guide.matcher, XGrammarMatcher):
-                batch.append((seat, guide.matcher))
-                guide.is_filled = True
+            if not guide.is_filled:
+                by_engine.setdefault(type(guide.matcher), []).append((seat, guide))
+        for engine, some in by_engine.items():
+            try:
+                engine.fill_many([guide.matcher for _, guide in some], self._bits, [seat for seat, _ in some])
+            except RuntimeError:  # one of them: the others are not to suffer from it
+                log.exception("masks could not be filled together")
+                for _, guide in some:
+                    guide.fill()
             else:
-                guide.fill()
-        if batch:
-            self._fill_batch(batch)
-
-    def _fill_batch(self, batch: list[tuple[int, XGrammarMatcher]]) -> None:
-        """xgrammar's own batch: one call that holds no lock of Python's."""
-        handles = [matcher.handle for _, matcher in batch]
-        seats = [seat for seat, _ in batch]
-        is_long = self._threads > 1 and len(batch) > 1 and self._row_s * len(batch) > WORTH_THREADS_S
-        started = time.perf_counter()
-        (self._many if is_long else self._one).batch_fill_next_token_bitmask(handles, self._bits, seats)
-        spent = (time.perf_counter() - started) / len(batch) * (min(self._threads, len(batch)) if is_long else 1)
-        self._row_s += (spent - self._row_s) / 8
-        for seat, matcher in batch:
-            matcher.tidy(self._bits[seat])
+                for _, guide in some:
+                    guide.is_filled = True

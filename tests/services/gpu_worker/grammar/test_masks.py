@@ -1,11 +1,12 @@
 """Rows filled together are the rows that each would fill alone."""
 
+import functools
 import random
 
 import numpy as np
 import pytest
 
-from services.gpu_worker.grammar import masks
+from services.gpu_worker.grammar import xgrammar_engine
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.masks import MaskPool
 from tests.services.gpu_worker.grammar import toy
@@ -28,8 +29,9 @@ def guides_in(pool: MaskPool, seats: list[int], stops: tuple[int, ...]) -> list[
 def test_rows_are_those_that_each_guide_fills_alone(
     monkeypatch: pytest.MonkeyPatch, worth_threads_s: float, stops: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(masks, "WORTH_THREADS_S", worth_threads_s)
-    monkeypatch.setattr(masks.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(xgrammar_engine, "WORTH_THREADS_S", worth_threads_s)
+    monkeypatch.setattr(xgrammar_engine, "_filler", functools.cache(xgrammar_engine._Filler))
+    monkeypatch.setattr(xgrammar_engine.os, "sched_getaffinity", lambda _: set(range(8)))
     pool = MaskPool(16, toy.vocabulary().vocab_size)
     seats = [11, 2, 7, 0, 5]
     guides = guides_in(pool, seats, stops)

@@ -7,8 +7,9 @@ import xgrammar
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from services.gpu_worker.grammar.guide import Guide
-from services.gpu_worker.grammar.matcher import I32, XGrammarCompiled, empty_mask
+from services.gpu_worker.grammar.matcher import I32, empty_mask
 from services.gpu_worker.grammar.vocabulary import Vocabulary
+from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 
 TEXTS = [
     '{"name": "Ada", "age": 36, "city": "Paris", "tags": ["a", "b"], "is_ok": true, "none": null}',
