@@ -46,19 +46,24 @@ class SkinnyConfig:
 
 
 class Workspace:
-    """What split products share on one stream: partial sums and counters, which every kernel leaves at zero."""
+    """What the split products of one stream share: partial sums, and counters that every kernel leaves at zero."""
 
-    def __init__(self, device: torch.device, num_partials: int, num_tiles: int) -> None:
-        self.partials = torch.empty(num_partials, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(num_tiles, dtype=torch.int32, device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.partials = torch.empty(0, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(0, dtype=torch.int32, device=device)
 
-    @staticmethod
-    def sizes(rows: int, outputs: int, config: SkinnyConfig) -> tuple[int, int]:
-        """num_partials and num_tiles of a product of `rows` rows of x with a W of `outputs` rows."""
+    def reserve(self, rows: int, outputs: int, config: SkinnyConfig) -> None:
+        """Makes room for products of `rows` rows of x with a W of `outputs` rows. It may move the buffers, so a graph
+        is captured after everything is reserved."""
         if config.split_k == 1:
-            return 0, 0
+            return
+        device = self.partials.device
         tiles = triton.cdiv(outputs, config.block_n)
-        return tiles * config.split_k * (config.block_n + 1) * block_rows(rows, config), tiles
+        partials = tiles * config.split_k * (config.block_n + 1) * block_rows(rows, config)
+        if self.partials.numel() < partials:
+            self.partials = torch.empty(partials, dtype=torch.float32, device=device)
+        if self.counters.numel() < tiles:
+            self.counters = torch.zeros(tiles, dtype=torch.int32, device=device)
 
 
 def block_rows(rows: int, config: SkinnyConfig) -> int:
@@ -202,7 +207,7 @@ def _multiply_row(  # type: ignore[no-untyped-def]
     return tl.sum(sums, 1)[:, None], tl.sum(squares, 0, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # a batch of one, or of 16, is no other kernel
 def _skinny_linear_kernel(  # type: ignore[no-untyped-def]
     x_ptr,  # [M, K], rows x_stride apart
     weight_ptr,  # [N or 2N, K]
@@ -333,11 +338,8 @@ def skinny_linear(
         out = x.new_empty((rows, outputs), dtype=out_dtype or x.dtype)
     _check(x, weight, config, bias, residual, norm_weight, silu_and_mul, out)
     tiles = triton.cdiv(weight.shape[0], config.block_n)
-    if workspace is None:
-        workspace = Workspace(x.device, *Workspace.sizes(rows, weight.shape[0], config))
-    else:
-        num_partials, num_tiles = Workspace.sizes(rows, weight.shape[0], config)
-        assert workspace.partials.numel() >= num_partials and workspace.counters.numel() >= num_tiles, "workspace"
+    workspace = Workspace(x.device) if workspace is None else workspace
+    workspace.reserve(rows, weight.shape[0], config)
     _skinny_linear_kernel[(tiles, config.split_k)](
         x, weight,
         weight if bias is None else bias,

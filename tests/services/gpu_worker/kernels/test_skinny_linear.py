@@ -103,9 +103,10 @@ def test_residual_in_place_and_rows_apart(config: SkinnyConfig, device: torch.de
 
 def test_a_workspace_serves_one_product_after_another(device: torch.device) -> None:
     configs = [replace(DOT, split_k=2), replace(DOT, split_k=4, block_n=16)]
-    sizes = [Workspace.sizes(5, 70, config) for config in configs]
-    workspace = Workspace(device, max(partials for partials, _ in sizes), max(tiles for _, tiles in sizes))
-    workspace.partials.fill_(torch.nan)
+    workspace = Workspace(device)
+    for config in configs:
+        workspace.reserve(5, 70, config)
+    partials, counters = workspace.partials.fill_(torch.nan), workspace.counters
     for config in configs * 2:
         x = random(5, 256, dtype=torch.bfloat16, device=device)
         weight = random(70, 256, dtype=torch.bfloat16, device=device)
@@ -113,7 +114,8 @@ def test_a_workspace_serves_one_product_after_another(device: torch.device) -> N
         out = skinny_linear(x, weight, config, norm_weight=norm_weight, workspace=workspace)
         reference = skinny_linear_reference(x.double(), weight.double(), norm_weight=norm_weight.double())
         assert_close("out", out, reference, NORMED)
-        assert not workspace.counters.any()
+        assert not counters.any()
+    assert workspace.partials is partials and workspace.counters is counters
 
 
 def test_a_row_does_not_depend_on_other_rows(device: torch.device) -> None:
