@@ -11,7 +11,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 class Rope:
-    """The frequencies of a model. Positions come and go with the batch, so no table is kept."""
+    """The frequencies of a model. Positions come and go with the batch, so no table is kept.
+
+    inverse_frequencies: [head_dim / 2]; scale: of cosines and sines."""
 
     def __init__(self, config: PretrainedConfig, head_dim: int, device: torch.device) -> None:
         parameters = config.rope_parameters
@@ -21,13 +23,13 @@ class Rope:
             inverse_frequencies, scale = 1.0 / (parameters["rope_theta"] ** exponents), 1.0
         else:
             inverse_frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-        self._inverse_frequencies = inverse_frequencies.to(device)
-        self._scale = scale
+        self.inverse_frequencies = inverse_frequencies.to(device)
+        self.scale = scale
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [N] -> cos, signed_sin [N, 1, head_dim]."""
-        angles = torch.outer(positions.float(), self._inverse_frequencies)
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        angles = torch.outer(positions.float(), self.inverse_frequencies)
+        cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
         return torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1)
 
 

@@ -98,6 +98,7 @@ def _rope_write_kernel(  # type: ignore[no-untyped-def]
     D: tl.constexpr,
     HAS_NORM: tl.constexpr,
     SCALED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -120,11 +121,15 @@ def _rope_write_kernel(  # type: ignore[no-untyped-def]
         out = q_out_ptr + token * q_out_stride + inside
         tl.store(out, first.to(q_out_ptr.dtype.element_ty), mask=mask)
         tl.store(out + HALF, second.to(q_out_ptr.dtype.element_ty), mask=mask)
-    elif slot >= 0:
+    elif IN_PLACE or slot >= 0:
         head = (block - q_blocks) * HEADS + tl.arange(0, HEADS)
         mask = (head < kv_heads)[:, None] & is_col[None, :]
         k = row + (q_heads + head)[:, None] * D + cols[None, :]
         first, second = _rotated(k, mask, cos, sin, k_norm_ptr, cols, is_col, D, eps, HALF, HAS_NORM)
+        if IN_PLACE:
+            tl.store(k, first.to(qkv_ptr.dtype.element_ty), mask=mask)
+            tl.store(k + HALF, second.to(qkv_ptr.dtype.element_ty), mask=mask)
+            mask = mask & (slot + head * 0 >= 0)[:, None]
         scale = tl.full([HEADS, 1], 1.0, tl.float32)
         if SCALED:
             scale = tl.load(key_scales_ptr + head, mask=head < kv_heads, other=1.0)[:, None]
@@ -156,7 +161,7 @@ def rope_write(
     value_scales: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """As the reference -> queries [N, Hq, D]; in_place: those of qkv itself.
+    """As the reference -> queries [N, Hq, D]; in_place: those of qkv itself, and its keys are replaced too.
 
     qkv: [N, Hq + 2 Hkv, D], rows may be apart; positions, slots: int32 or int64; keys, values: [Hkv, num_slots, D],
     heads may be apart. A pool of float8_e4m3fn wants key_scales and value_scales, float32 [Hkv]: it holds what was
@@ -188,6 +193,7 @@ def rope_write(
         D=head_dim,
         HAS_NORM=q_norm is not None,
         SCALED=is_scaled,
+        IN_PLACE=in_place,
         HEADS=_HEADS,
         BLOCK=triton.next_power_of_2(head_dim // 2),
         num_warps=2,

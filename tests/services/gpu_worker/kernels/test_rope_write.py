@@ -71,10 +71,15 @@ def test_in_place_with_rows_apart_and_int32_slots(device: torch.device) -> None:
     apart = torch.full((5, 6, 64), 7.0, device=device, dtype=torch.float16)
     apart[:, :5] = qkv
     wanted = rope_write_reference(qkv.double(), positions, table.double(), slots, keys.double(), values.double())
+    keys_as_queries = torch.cat((qkv[:, 3:4], qkv[:, 3:]), 1).double()
+    wanted_keys = rope_write_reference(
+        keys_as_queries, positions, table.double(), slots, keys.double(), values.double()
+    )
     queries = rope_write(apart[:, :5], positions, table, slots.int(), keys, values, in_place=True)
     assert queries.data_ptr() == apart.data_ptr()
     assert_close("queries", apart[:, :3], wanted)
-    assert torch.equal(apart[:, 3:5], qkv[:, 3:]) and (apart[:, 5] == 7).all()
+    assert_close("keys", apart[:, 3:4], wanted_keys)
+    assert torch.equal(apart[:, 4], qkv[:, 4]) and (apart[:, 5] == 7).all()
 
 
 def test_float8_pool_holds_what_was_written_over_the_scale(device: torch.device) -> None:
