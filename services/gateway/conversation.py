@@ -41,6 +41,8 @@ def _message(message: Json, path: str) -> Json:
         )
     check_depth(message, path)
     fixed = {**message, "role": "system" if role == "developer" else role, "content": _content(message, role, path)}
+    if not isinstance(message.get("tool_call_id"), str | None):
+        raise InvalidRequest(f"'{path}.tool_call_id' must be a string.", param=f"{path}.tool_call_id")
     if message.get("tool_calls") is not None:
         fixed["tool_calls"] = _tool_calls(message["tool_calls"], f"{path}.tool_calls")
     return fixed

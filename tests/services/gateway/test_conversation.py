@@ -55,6 +55,7 @@ def test_tool_arguments_become_objects() -> None:
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content[0].type"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "content[0].type"),
         ({"role": "assistant", "tool_calls": {}}, "tool_calls"),
+        ({"role": "tool", "content": "x", "tool_call_id": 1}, "tool_call_id"),
         ({"role": "assistant", "tool_calls": [{}]}, "tool_calls[0]"),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},

@@ -93,6 +93,15 @@ def test_forms_behind_reasoning(compiler: xgrammar.GrammarCompiler, marks: Any) 
         assert not accepts(compiler, wrong, text), text
 
 
+def test_a_tool_that_is_not_strict_takes_any_object(compiler: xgrammar.GrammarCompiler) -> None:
+    loose = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": False}}]
+    form = grammar.calls(loose, spelling_of("hermes"), several=False)
+    for arguments in ("{}", '{"b": [1, {"c": null}], "a": "x"}'):
+        assert accepts(compiler, form, spelling_of("hermes").calls([("f", arguments)]))
+    for arguments in ("[]", '{"a": }', "1"):
+        assert not accepts(compiler, form, spelling_of("hermes").calls([("f", arguments)]))
+
+
 def test_either_calls_or_an_answer(compiler: xgrammar.GrammarCompiler) -> None:
     spelling = spelling_of("hermes")
     answer = grammar.json_schema({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]})
