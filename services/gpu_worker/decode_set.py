@@ -17,12 +17,13 @@ class DecodeSet:
     limits, the taken ones for what has been told. While a set is in use, its sequences' own counters stand still;
     `settle` brings them up to date, and from then on no step is launched with it.
 
-    launched, taken: steps of this set so far. seats: int32 [B]."""
+    launched, taken: steps of this set so far. seats: int32 [B]. constrained: (row, sequence) of those with a guide."""
 
     def __init__(self, sequences: list[Sequence]) -> None:
         size = len(sequences)
         self.sequences = sequences
         self.seats: I32 = np.fromiter((one.seat for one in sequences), np.int32, size)
+        self.constrained = [(row, one) for row, one in enumerate(sequences) if one.guide is not None]
         self.launched = self.taken = 0
         self._is_settled = False
         self._spoilt: set[int] = set()
@@ -34,6 +35,10 @@ class DecodeSet:
         self._stop_ids = _stop_ids(sequences)
         self._shards: I32 = np.fromiter((one.shard for one in sequences), np.int32, size)
         self._by_shard = [(int(shard), np.flatnonzero(self._shards == shard)) for shard in np.unique(self._shards)]
+
+    def has(self, row: int) -> bool:
+        """Whether the row's sequence is still there."""
+        return self.sequences[row].serial == self._serials[row]
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -3,15 +3,25 @@
 A step computes one token of every sequence that decodes and, after those, prompt tokens of the sequences in
 prefill, strictly in the order of admission: a sequence may rely on pages that one admitted before it fills. A
 sequence whose pages are full stands still until it is granted more.
+
+A constrained sequence samples under the mask of its grammar. The masks are filled while the step computes, once the
+tokens of the steps before are known. What its grammar forces is not sampled: it is computed as one chunk, ahead of the
+prefills, and told when that is done.
 """
 
 import logging
+from array import array
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+from services.gpu_worker import metrics
+from services.gpu_worker.constraints import Constraints
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import NO_TOKEN, Chunk, Executor, Launch
+from services.gpu_worker.grammar.library import Grammars, NoGrammars
+from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.report import Report, Stages
 from services.gpu_worker.sequence import Sequence
 from shared.errors import InternalError, RequestError
@@ -41,8 +51,9 @@ class _Flight:
 
 
 class Engine:
-    """Every sequence is in exactly one of four places, in order of arrival there: in prefill, in decode, stalled (in
-    decode, but its pages are full), or ending (the step that computes its last token is under way).
+    """Every sequence is in exactly one of six places, in order of arrival there: in prefill, in decode, stalled (in
+    decode, but its pages are full), in a run (which its grammar forces, or from its grammar's late arrival on), waiting
+    (prefilled, without its grammar), or ending (the step that computes its last token is under way).
 
     Up to `executor.run_ahead` steps are under way while the next one is launched. What a step needs to know of the
     sequences is counted when it is launched; what its tokens mean (who ended, what to report) is found out when it is
@@ -51,8 +62,17 @@ class Engine:
 
     clock: unix seconds, for epochs and spans."""
 
-    def __init__(self, executor: Executor, prefill_budget: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        prefill_budget: int,
+        clock: Callable[[], float],
+        grammars: Grammars | None = None,
+        *,
+        forces_runs: bool = True,
+    ) -> None:
         self._executor = executor
+        self._constraints = Constraints(grammars or NoGrammars(), executor, executor.num_seats, forces_runs=forces_runs)
         self._prefill_budget = prefill_budget
         self._clock = clock
         self._epoch = 0
@@ -66,7 +86,11 @@ class Engine:
         self._prefilling: dict[int, Sequence] = {}
         self._decoding: dict[int, Sequence] = {}
         self._stalled: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}
+        self._waiting: dict[int, Sequence] = {}
         self._ending: dict[int, Sequence] = {}
+        self._unsampled: set[int] = set()
+        self._constraints.clear()
         self._free_seats = list(range(self._executor.num_seats - 1, -1, -1))
         self._flights: deque[_Flight] = deque()
         self._decode = None
@@ -134,6 +158,8 @@ class Engine:
             sequence.seat = self._free_seats.pop()
             self._executor.seat(sequence)
             self._prefilling[sequence.id] = sequence
+            if sequence.grammar:
+                self._constraints.wait_for(sequence)
 
     def _grant(self, grant: Grant) -> None:
         sequence = self._find(grant.sequence_id)
@@ -142,8 +168,7 @@ class Engine:
         try:
             sequence.grant(grant, self._executor.num_pages)
         except InternalError as error:
-            self._remove(sequence)
-            self._end(sequence, sequence.ended(FinishReason.ERROR, error=error))
+            self._fail(sequence, error)
             return
         self._executor.extend(sequence)
         if sequence.id in self._stalled and sequence.room > 0:
@@ -160,7 +185,14 @@ class Engine:
         return True
 
     def _find(self, sequence_id: int) -> Sequence | None:
-        for place in (self._decoding, self._prefilling, self._stalled, self._ending):
+        for place in (
+            self._decoding,
+            self._prefilling,
+            self._stalled,
+            self._running,
+            self._waiting,
+            self._ending,
+        ):
             if sequence_id in place:
                 return place[sequence_id]
         return None
@@ -169,8 +201,9 @@ class Engine:
         """Takes a sequence out of its place; what is under way for it will be dropped."""
         if self._decoding.pop(sequence.id, None) is not None:
             self._dissolve()
-        for place in (self._prefilling, self._stalled, self._ending):
+        for place in (self._prefilling, self._stalled, self._running, self._waiting, self._ending):
             place.pop(sequence.id, None)
+        self._constraints.forget(sequence)
         sequence.serial += 1
         self._free_seats.append(sequence.seat)
 
@@ -180,8 +213,10 @@ class Engine:
         """Launches a step and takes the tokens of those before it that are due; None if there is nothing to do.
 
         An exception leaves the engine fit for `reset` only."""
+        self._attach_grammars()
         decode = self._decode_set()
-        chunks, copies = self._plan_prefill()
+        chunks = self._plan_runs()
+        copies = self._plan_prefill(chunks)
         if decode.sequences or chunks:
             self._launch(decode, chunks, copies)
         elif not self._flights:
@@ -224,25 +259,59 @@ class Engine:
     def _launch(self, decode: DecodeSet, chunks: list[Chunk], copies: list[tuple[int, int]]) -> None:
         if copies:
             self._executor.copy_pages(copies)
+        constrained = _constrained(decode, chunks)
+        filling = None
+        if constrained and not self._flights:
+            filling = self._constraints.start([sequence for _, sequence, _ in constrained])
         launch = self._executor.launch(decode, chunks)
-        launch.sample()
         decode.launched += 1
-        self._flights.append(_Flight(decode, [(chunk, chunk.sequence.serial) for chunk in chunks], launch))
+        flight = _Flight(decode, [(chunk, chunk.sequence.serial) for chunk in chunks], launch)
         for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.computed = chunk.step.end
-            if chunk.step.wants_logits:
-                sequence.num_sampled += 1
-                del self._prefilling[sequence.id]
-                self._join_decode(sequence)
+            self._note_launched(chunk)
+        if constrained:
+            launch.sample(self._masks(constrained, filling))
+        else:
+            launch.sample()
+        self._flights.append(flight)
 
-    def _plan_prefill(self) -> tuple[list[Chunk], list[tuple[int, int]]]:
-        """The next chunks under the budget, in order of admission, and the page copies that must come first."""
-        chunks: list[Chunk] = []
+    def _note_launched(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        sequence.computed = chunk.step.end
+        if sequence.num_uncomputed:
+            return
+        self._prefilling.pop(sequence.id, None)
+        self._running.pop(sequence.id, None)
+        if chunk.step.wants_logits:
+            sequence.num_sampled += 1
+            self._join_decode(sequence)
+        elif sequence.ends is not None:
+            self._ending[sequence.id] = sequence
+        else:
+            self._waiting[sequence.id] = sequence
+
+    def _masks(self, constrained: list[tuple[int, Sequence, int]], filling: "Future[None] | None") -> Masks:
+        """The masks of the step that was launched; takes the steps before it, whose tokens they depend on."""
+        self._unsampled = {sequence.id for _, sequence, _ in constrained}
+        while self._flights:
+            self._take(self._flights.popleft())
+        self._unsampled = set()
+        there = [(row, sequence) for row, sequence, serial in constrained if sequence.serial == serial]
+        rows, sequences = [row for row, _ in there], [sequence for _, sequence in there]
+        (filling or self._constraints.start(sequences)).result()
+        return self._constraints.masks(rows, sequences)
+
+    def _plan_runs(self) -> list[Chunk]:
+        """What grammars force, as far as there are pages for it."""
+        runs = ((sequence, min(sequence.num_uncomputed, sequence.room)) for sequence in self._running.values())
+        return [Chunk(sequence, sequence.prefill(num_tokens)) for sequence, num_tokens in runs if num_tokens > 0]
+
+    def _plan_prefill(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
+        """Adds the next chunks under the budget, in order of admission; the page copies that must come first."""
         copies: list[tuple[int, int]] = []
         if not self._prefilling:
-            return chunks, copies
-        budget = max(self._prefill_budget - len(self._decoding), self._prefill_budget // PREFILL_SHARE, 1)
+            return copies
+        others = len(self._decoding) + sum(len(chunk.step.token_ids) for chunk in chunks)
+        budget = max(self._prefill_budget - others, self._prefill_budget // PREFILL_SHARE, 1)
         for sequence in self._prefilling.values():
             num_tokens = min(sequence.num_uncomputed, sequence.room, budget)
             if num_tokens <= 0:
@@ -256,47 +325,132 @@ class Engine:
             budget -= num_tokens
             if num_tokens < sequence.num_uncomputed:
                 break  # nobody overtakes
-        return chunks, copies
+        return copies
+
+    def _attach_grammars(self) -> None:
+        """Gives those that wait for a grammar what has come."""
+        for sequence, grammar in self._constraints.arrived():
+            try:
+                if isinstance(grammar, RequestError):
+                    raise grammar
+                run = self._constraints.attach(sequence, grammar)
+            except RequestError as error:
+                self._fail(sequence, error)
+                continue
+            self._append(sequence, run)
+            if self._waiting.pop(sequence.id, None) is not None:
+                if not run:
+                    sequence.computed -= 1  # its logits are needed now, and were not kept
+                self._running[sequence.id] = sequence
+
+    def _go_on(self, sequence: Sequence, token: int) -> None:
+        """What the newest token of a constrained sequence leads to."""
+        guide = sequence.guide
+        assert guide is not None
+        if guide.imposed is not None:
+            assert token == guide.imposed
+            guide.note_imposed()
+            return
+        try:
+            run = self._constraints.go_on(sequence, token)
+        except InternalError as error:
+            self._fail(sequence, error)
+            return
+        if run and sequence.id in self._unsampled:  # the step under way computes its newest token: no other may come
+            guide.impose(run[0])
+            run = run[1:]
+        elif not run:
+            if sequence.ends is not None:
+                self._remove(sequence)
+                self._end(sequence, sequence.ended(sequence.ends))
+            return
+        if self._ending.get(sequence.id) is sequence:
+            return  # the imposed token is its last
+        if self._decoding.pop(sequence.id, None) is not None:
+            self._dissolve()
+        self._stalled.pop(sequence.id, None)
+        self._append(sequence, run)
+        self._running[sequence.id] = sequence
+
+    def _append(self, sequence: Sequence, run: "array[int]") -> None:
+        if run:
+            sequence.num_sampled += len(run)
+            self._executor.append(sequence, run)
+            metrics.FORCED_TOKENS.inc(len(run))
 
     def _take(self, flight: _Flight) -> None:
         """Looks at the tokens of a step."""
         tokens = flight.launch.tokens()
         num_decode = len(flight.decode)
         over = flight.decode.take(tokens[:num_decode], self._report)
+        known = [(one, int(tokens[row])) for row, one in flight.decode.constrained if flight.decode.has(row)]
         sampled = iter(tokens[num_decode:].tolist())
         for chunk, serial in flight.chunks:
             token = next(sampled) if chunk.step.wants_logits else None
             sequence = chunk.sequence
             if sequence.serial != serial:
                 continue
-            self._report.computed[sequence.id] = chunk.step.end
-            if token is not None and self._is_last(sequence, token):
-                over.append((sequence, token))
+            if chunk.step.start < sequence.num_admitted:
+                self._report.computed[sequence.id] = min(chunk.step.end, sequence.num_admitted)
+            self._tell_run(sequence, chunk.step.end)
+            if token is not None:
+                if self._is_last(sequence, token):
+                    over.append((sequence, token))
+                if sequence.guide is not None:
+                    known.append((sequence, token))
+            elif sequence.ends is not None and chunk.step.end == len(sequence.token_ids):
+                self._remove(sequence)
+                self._end(sequence, sequence.ended(sequence.ends))
         for sequence, token in over:
             self._end_with(sequence, token)
+        if known:
+            gone = {sequence.id for sequence, _ in over}
+            for sequence, token in known:
+                if sequence.id not in gone:
+                    self._go_on(sequence, token)
+
+    def _tell_run(self, sequence: Sequence, end: int) -> None:
+        """Tells of the forced tokens before `end`, whose keys and values are there now."""
+        first = sequence.num_prompt + sequence.num_outputs
+        if end > first:
+            self._note_output(sequence)
+            self._report.add_forced(sequence.shard, sequence.id, sequence.num_outputs, sequence.token_ids[first:end])
+            sequence.num_outputs += end - first
 
     def _is_last(self, sequence: Sequence, token: int) -> bool:
-        """Tells of the token that follows a sequence's prefill, and whether that is its last."""
+        """Tells of the token that follows a sequence's chunk, and whether that is its last."""
         if token == NO_TOKEN:
             return True
-        sequence.first_token_at = self._clock()
-        if sequence.num_outputs == 0:
-            self._report.add_cached(sequence.shard, sequence.id, sequence.cached_prompt)
+        self._note_output(sequence)
         self._report.add_token(sequence.shard, sequence.id, sequence.num_outputs, token)
         sequence.num_outputs += 1
         return token in sequence.stop_token_ids or sequence.num_outputs >= sequence.max_tokens
 
+    def _note_output(self, sequence: Sequence) -> None:
+        """Output of the sequence is about to be told."""
+        if sequence.first_token_at is None:
+            sequence.first_token_at = self._clock()
+            if sequence.num_outputs == 0:
+                self._report.add_cached(sequence.shard, sequence.id, sequence.cached_prompt)
+
+    def _fail(self, sequence: Sequence, error: RequestError) -> None:
+        log.error("sequence %d: %s", sequence.id, error)
+        self._remove(sequence)
+        self._end(sequence, sequence.ended(FinishReason.ERROR, error=error))
+
     def _end_with(self, sequence: Sequence, token: int) -> None:
         """Ends a sequence for its newest token."""
-        self._remove(sequence)
         if token == NO_TOKEN:
-            log.error("sequence %d: the logits are no numbers", sequence.id)
-            error = InternalError("the model computed no valid probabilities for this request")
-            self._end(sequence, sequence.ended(FinishReason.ERROR, error=error))
-        elif token in sequence.stop_token_ids:
+            if sequence.guide is not None and sequence.guide.is_stuck():
+                self._fail(sequence, InternalError("no token of the model can follow where the grammar stands"))
+            else:
+                self._fail(sequence, InternalError("the model computed no valid probabilities for this request"))
+            return
+        self._remove(sequence)
+        if token in sequence.stop_token_ids:
             self._end(sequence, sequence.ended(FinishReason.STOP, stop_token_id=token))
         else:
-            self._end(sequence, sequence.ended(FinishReason.LENGTH))
+            self._end(sequence, sequence.ended(sequence.ends or FinishReason.LENGTH))
 
     # -------------------------------------------------------------------------------------- news
 
@@ -316,7 +470,7 @@ class Engine:
         head = next(iter(self._prefilling.values()), None)
         if head is not None and head.room <= 0:
             stalled.append(head.id)
-        return stalled
+        return stalled + [sequence.id for sequence in self._running.values() if sequence.room <= 0]
 
     def _end(self, sequence: Sequence, ended: Ended) -> None:
         self._report.add_end(sequence.shard, ended)
@@ -346,15 +500,24 @@ class Engine:
 
     @property
     def num_prefilling(self) -> int:
-        return len(self._prefilling)
+        return len(self._prefilling) + len(self._waiting)
 
     @property
     def num_decoding(self) -> int:
-        return len(self._decoding) + len(self._ending)
+        return len(self._decoding) + len(self._running) + len(self._ending)
 
     @property
     def num_stalled(self) -> int:
         return len(self._stalled)
+
+
+def _constrained(decode: DecodeSet, chunks: list[Chunk]) -> list[tuple[int, Sequence, int]]:
+    """(row among the step's logits, sequence, its serial) of those that sample under a mask."""
+    sampled = [chunk.sequence for chunk in chunks if chunk.step.wants_logits]
+    rows = decode.constrained + [
+        (row, sequence) for row, sequence in enumerate(sampled, len(decode)) if sequence.guide is not None
+    ]
+    return [(row, sequence, sequence.serial) for row, sequence in rows]
 
 
 def _writes(chunks: list[Chunk], page: int, page_size: int) -> bool:

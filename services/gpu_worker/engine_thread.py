@@ -35,7 +35,7 @@ class EngineThread:
         self._changed = threading.Condition()
         self._plans: list[Plan] = []
         self._is_stopping = False
-        self._is_idle = False
+        self._is_idle = self._is_woken = False
         self._failures = 0
         self._turned_at = time.monotonic()
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -49,6 +49,12 @@ class EngineThread:
         """Hands over a plan; wakes the engine if it is idle."""
         with self._changed:
             self._plans.append(plan)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Something that the engine waits for has come."""
+        with self._changed:
+            self._is_woken = True
             self._changed.notify()
 
     async def stop(self, patience_s: float) -> bool:
@@ -99,8 +105,9 @@ class EngineThread:
     def _take_plans(self) -> list[Plan] | None:
         """The plans that came, after waiting for one if there is nothing else to do; None when told to stop."""
         with self._changed:
-            if self._is_idle and not self._plans and not self._is_stopping:
+            if self._is_idle and not self._plans and not self._is_stopping and not self._is_woken:
                 self._changed.wait(IDLE_TURN_S)
+            self._is_woken = False
             self._turned_at = time.monotonic()
             plans, self._plans = self._plans, []
             return None if self._is_stopping else plans

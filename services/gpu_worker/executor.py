@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.gpu_worker.decode_set import DecodeSet
+from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.sampler import Sampler
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.sequence import Sequence
@@ -27,7 +28,7 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of a sequence in prefill that a step computes. The newest one is sampled after if step.wants_logits."""
+    """Known tokens of a sequence that a step computes. The next one is sampled after if step.wants_logits."""
 
     sequence: Sequence
     step: SequenceStep
@@ -36,8 +37,9 @@ class Chunk:
 class Launch(Protocol):
     """A step under way. Rows: the decode set's sequences, then the chunks that want logits, in order."""
 
-    def sample(self) -> None:
-        """Starts the choice of each row's next token; once, and before the next launch."""
+    def sample(self, masks: Masks | None = None) -> None:
+        """Starts the choice of each row's next token; once, and before the next launch. masks: what rows of
+        constrained sequences may choose from; of a row that may choose nothing the token is NO_TOKEN."""
 
     def tokens(self) -> I32:
         """The sampled token of each row, NO_TOKEN where its logits are no numbers. Waits for the device."""
@@ -61,6 +63,10 @@ class Executor(Protocol):
 
     def extend(self, sequence: Sequence) -> None:
         """The sequence's page table has grown."""
+
+    def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
+        """Output tokens that are not sampled follow those of the steps launched so far; they are the end of
+        sequence.token_ids, and chunks will compute them. The next token that is sampled comes after them."""
 
     def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
         """Copies whole pages (source, target) of all layers, ahead of the next launch."""
@@ -97,6 +103,10 @@ class StepExecutor:
     def extend(self, sequence: Sequence) -> None:
         """The steps look at the sequence's own page table."""
 
+    def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
+        for token_id in token_ids:
+            sequence.sampling.accept(token_id)
+
     def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
         self._runner.copy_pages(pairs)
 
@@ -129,10 +139,10 @@ class StepLaunch:
         self._rows = rows
         self._tokens = np.empty(0, np.int32)
 
-    def sample(self) -> None:
+    def sample(self, masks: Masks | None = None) -> None:
         if not self._rows:
             return
-        tokens = self._sampler.sample(self._logits, self._rows)  # type: ignore[arg-type]
+        tokens = self._sampler.sample(self._logits, self._rows, masks)  # type: ignore[arg-type]
         for step, row, token in zip(self._steps, self._rows, tokens, strict=True):
             if token is not None:
                 row.accept(token)

@@ -1,8 +1,8 @@
 """From logits to tokens on the CPU, for rows that each have parameters of their own.
 
 The order is SGLang's: additive penalties (presence, frequency; over the output), repetition penalty (over prompt
-and output), logit bias, stop ids barred before min_tokens, temperature, softmax, top-k and top-p jointly (both
-judge the whole distribution), min-p (against the likeliest token), draw.
+and output), logit bias, stop ids barred before min_tokens, a grammar's mask, temperature, softmax, top-k and top-p
+jointly (both judge the whole distribution), min-p (against the likeliest token), draw.
 
 A row's draw depends on its seed, its output index and its logits, and on nothing else in the batch: one uniform
 number (`philox.uniform`) is looked up in the row's own cumulative distribution (`draw`).
@@ -17,6 +17,7 @@ import torch
 
 from services.gpu_worker import philox
 from services.gpu_worker.draw import Filters, draw_filtered, draw_unfiltered
+from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.sampling_state import SamplingState
 
 F32 = npt.NDArray[np.float32]
@@ -29,15 +30,18 @@ class Sampler:
         self._vocab_size = vocab_size
         self._batch = _Batch([], vocab_size)
 
-    def sample(self, logits: torch.Tensor, rows: list[SamplingState]) -> list[int | None]:
+    def sample(self, logits: torch.Tensor, rows: list[SamplingState], masks: Masks | None = None) -> list[int | None]:
         """The next token of each row; None where the logits are no numbers (NaN, or nothing finite).
 
-        logits: float32 [len(rows), vocab_size]; may be overwritten. The caller tells each row what it accepts."""
+        logits: float32 [len(rows), vocab_size]; may be overwritten. masks: tokens that are not allowed are out. The
+        caller tells each row what it accepts."""
         assert logits.shape == (len(rows), self._vocab_size)
         if rows != self._batch.rows:
             self._batch = _Batch(rows, self._vocab_size)
         values = logits.contiguous().cpu().numpy()
         self._batch.adjust(values)
+        if masks is not None:
+            _apply(masks, values)
         return self._batch.draw(values)
 
 
@@ -60,7 +64,7 @@ class _Batch:
         self._filters = [_filters(rows[i]) for i in self._random]
 
     def adjust(self, logits: F32) -> None:
-        """Penalties, bias and barred stop ids, in place. A grammar's mask goes after this."""
+        """Penalties, bias and barred stop ids, in place."""
         self._penalties.apply(logits)
         flat = logits.reshape(-1)
         if len(self._bias):
@@ -83,6 +87,14 @@ class _Batch:
         for i in np.flatnonzero(~are_numbers).tolist():
             tokens[i] = None
         return tokens
+
+
+def _apply(masks: Masks, logits: F32) -> None:
+    """Sets what is not allowed to -inf, in the rows that have a mask."""
+    vocab_size = logits.shape[1]
+    for row, words in zip(masks.rows, masks.bits, strict=True):
+        is_allowed = np.unpackbits(words.view(np.uint8), bitorder="little", count=vocab_size).view(np.bool_)
+        logits[row][~is_allowed] = -np.inf
 
 
 def _filters(row: SamplingState) -> Filters | None:

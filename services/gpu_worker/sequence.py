@@ -3,18 +3,23 @@
 from array import array
 from dataclasses import dataclass
 
+from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.step import Pool, SequenceStep
-from shared.errors import InternalError, InvalidRequest
+from shared.errors import InternalError, InvalidRequest, RequestError
 from shared.messages import Admit, Ended, FinishReason, Grant
 from shared.packing import unpack_i32
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """token_ids: what it was admitted with. computed: tokens whose keys and values are in its pages, or will be once
-    the steps under way are done. num_sampled: output tokens, those that are under way included; num_outputs: those
-    that are known. serial: a step's token counts only if it is the same as when the step was launched."""
+    """token_ids: what it was admitted with, num_admitted tokens; of a sequence with a grammar also what came out since,
+    and what the grammar forces next. computed: tokens whose keys and values are in its pages, or will be once the steps
+    under way are done. num_sampled: output tokens, those that are under way or forced included; num_outputs: those that
+    were told. serial: a step's token counts only if it is the same as when the step was launched.
+
+    grammar: key of the grammar that its output must match, or empty; guide: there once the grammar is. ends: why it
+    ends when all of token_ids is computed, without a token that is sampled."""
 
     id: int
     shard: int
@@ -34,6 +39,10 @@ class Sequence:
     computed: int
     num_sampled: int
     num_outputs: int
+    num_admitted: int
+    grammar: str = ""
+    guide: Guide | None = None
+    ends: FinishReason | None = None
     seat: int = 0
     serial: int = 0
     first_token_at: float | None = None
@@ -69,11 +78,13 @@ class Sequence:
             computed=admit.cached,
             num_sampled=len(token_ids) - admit.num_prompt,
             num_outputs=len(token_ids) - admit.num_prompt,
+            num_admitted=len(token_ids),
+            grammar=admit.grammar,
         )
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens of the prefill that are still to be computed."""
+        """Known tokens that are still to be computed."""
         return len(self.token_ids) - self.computed
 
     @property
@@ -88,14 +99,14 @@ class Sequence:
         self.page_table.extend(pages)
 
     def prefill(self, num_tokens: int) -> SequenceStep:
-        """The step that computes the next `num_tokens` of what it was admitted with."""
+        """The step that computes the next `num_tokens` of the known ones; after the last a token is sampled, unless the
+        sequence is over then or its grammar is not here yet."""
         end = self.computed + num_tokens
-        return SequenceStep(
-            self.token_ids[self.computed : end], self.computed, self.page_table, end == len(self.token_ids)
-        )
+        is_sampled = end == len(self.token_ids) and self.ends is None and (not self.grammar or self.guide is not None)
+        return SequenceStep(self.token_ids[self.computed : end], self.computed, self.page_table, is_sampled)
 
     def ended(
-        self, reason: FinishReason, *, stop_token_id: int | None = None, error: InternalError | None = None
+        self, reason: FinishReason, *, stop_token_id: int | None = None, error: RequestError | None = None
     ) -> Ended:
         return Ended(
             sequence_id=self.id,

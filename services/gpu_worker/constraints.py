@@ -1,0 +1,92 @@
+"""The constrained sequences of the engine: which of them wait for their grammar, what their tokens lead to, masks."""
+
+from array import array
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from concurrent.futures import Future
+
+from services.gpu_worker.grammar.guide import Guide
+from services.gpu_worker.grammar.library import Grammars
+from services.gpu_worker.grammar.masks import MaskPool, Masks
+from services.gpu_worker.grammar.matcher import Compiled
+from services.gpu_worker.sequence import Sequence
+from services.gpu_worker.step import Pool
+from shared.errors import InternalError, RequestError
+from shared.messages import FinishReason
+
+MAX_RUN = 128
+"""Tokens that are forced at once: a longer run comes in parts, between which others have their steps."""
+
+
+class Constraints:
+    """Looks ahead whenever a token is known: a run that the grammar forces is appended to sequence.token_ids, and
+    where the answer is whole and nothing may follow, sequence.ends is set."""
+
+    def __init__(self, grammars: Grammars, pool: Pool, num_seats: int, *, forces_runs: bool) -> None:
+        self._grammars = grammars
+        self._vocab_size = pool.vocab_size
+        self._num_seats = num_seats
+        self._forces_runs = forces_runs
+        self._waiting: dict[int, Sequence] = {}
+        self._masks: MaskPool | None = None
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def wait_for(self, sequence: Sequence) -> None:
+        """The sequence is to get its guide as soon as its grammar is here."""
+        self._waiting[sequence.id] = sequence
+
+    def forget(self, sequence: Sequence) -> None:
+        self._waiting.pop(sequence.id, None)
+
+    def arrived(self) -> Iterator[tuple[Sequence, Compiled | RequestError]]:
+        """Sequences whose grammar is here, or the reason why it will not come; each once."""
+        for sequence in list(self._waiting.values()):
+            grammar = self._grammars.get(sequence.grammar)
+            if grammar is not None:
+                del self._waiting[sequence.id]
+                yield sequence, grammar
+
+    def attach(self, sequence: Sequence, grammar: Compiled) -> "array[int]":
+        """Gives the sequence its guide, replays its output, looks ahead; the run. Raises InternalError."""
+        if self._masks is None:
+            self._masks = MaskPool(self._num_seats, self._vocab_size)
+        sequence.guide = Guide(
+            grammar,
+            sequence.sampling.stop_token_ids,
+            sequence.token_ids[sequence.num_prompt :],
+            self._grammars.vocabulary if self._forces_runs else None,
+            self._vocab_size,
+            self._masks.row(sequence.seat),
+        )
+        return self._look_ahead(sequence, sequence.guide)
+
+    def go_on(self, sequence: Sequence, token_id: int) -> "array[int]":
+        """Takes a sampled token that is no stop id and looks ahead; the run. Raises InternalError."""
+        guide = sequence.guide
+        assert guide is not None
+        if not guide.accept(token_id):
+            raise InternalError(f"token {token_id} was sampled, which the grammar does not allow")
+        sequence.token_ids.append(token_id)
+        return self._look_ahead(sequence, guide)
+
+    def _look_ahead(self, sequence: Sequence, guide: Guide) -> "array[int]":
+        left = sequence.max_tokens - (len(sequence.token_ids) - sequence.num_prompt)
+        run = array("i", guide.run(sequence.token_ids, min(left, MAX_RUN)))
+        sequence.token_ids.extend(run)
+        if guide.must_end():
+            sequence.ends = FinishReason.STOP
+        elif len(run) == left:
+            sequence.ends = FinishReason.LENGTH
+        return run
+
+    def start(self, sequences: Many[Sequence]) -> "Future[None]":
+        """Begins to fill the masks of these sequences' next tokens, which have guides."""
+        assert self._masks is not None
+        return self._masks.start([(one.seat, one.guide) for one in sequences if one.guide is not None])
+
+    def masks(self, rows: list[int], sequences: Many[Sequence]) -> Masks:
+        """The filled masks for these rows of a step's logits."""
+        assert self._masks is not None
+        return self._masks.take(rows, [one.seat for one in sequences])

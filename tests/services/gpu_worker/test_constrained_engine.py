@@ -1,0 +1,454 @@
+"""Constrained sequences in the engine: masks, forced runs, late grammars, pages that run out, takeovers."""
+
+import json
+import zlib
+from collections.abc import Iterable
+
+import jsonschema
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.gpu_worker.engine import Engine
+from services.gpu_worker.executor import StepExecutor
+from services.gpu_worker.grammar.matcher import Compiled
+from services.gpu_worker.grammar.vocabulary import Vocabulary
+from services.gpu_worker.step import SequenceStep
+from shared.errors import InternalError, RequestError, Unavailable
+from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Output, Plan, Retract, Sampling
+from shared.packing import pack_i32, unpack_i32, unpack_i64
+from tests.services.gpu_worker.fake_runner import FakeRunner
+from tests.services.gpu_worker.grammar import toy
+from tests.services.gpu_worker.grammar.toy import END, TURN, encode, text_of
+
+PERSON: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-zé]{0,12}$"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "climate": {"enum": ["temperate", "tropical", "dry"]},
+    },
+    "required": ["name", "age", "climate"],
+    "additionalProperties": False,
+}
+TEXT = r'\{"name": "Paris", "age": 12345, "city": "Paris"\}'
+V = toy.vocabulary().vocab_size
+
+
+@pytest.fixture(params=[0, 1], ids=["", "ahead"], autouse=True)
+def run_ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(StepExecutor, "run_ahead", request.param)
+    return int(request.param)
+
+
+class DreamingRunner(FakeRunner):
+    """Its logits are noise that depends on every token that it reads, and likes to end."""
+
+    def _logits(self, step: SequenceStep) -> torch.Tensor:
+        read = super()._logits(step)  # asserts that the pages hold what they should
+        tokens = [self.pages[step.page_table[p // self.page_size]][p % self.page_size] for p in range(step.end)]
+        noise = torch.Generator().manual_seed(zlib.crc32(repr(tokens).encode()))
+        logits = torch.randn(self.vocab_size, generator=noise)
+        logits[END] += 2
+        return logits if torch.isfinite(read).all() else read
+
+
+class Shelf:
+    """The grammars that have come."""
+
+    vocabulary: Vocabulary = toy.vocabulary()
+
+    def __init__(self) -> None:
+        self.here: dict[str, Compiled | RequestError] = {}
+        self.asked: list[str] = []
+
+    def get(self, key: str) -> Compiled | RequestError | None:
+        self.asked.append(key)
+        return self.here.get(key)
+
+
+class Rig:
+    """An engine and what a tokenizer sees of it."""
+
+    def __init__(self, *, forces_runs: bool = True, prefill_budget: int = 1000, num_pages: int = 256) -> None:
+        self.shelf = Shelf()
+        self.shelf.here = {"person": toy.json_schema(PERSON), "text": toy.regex(TEXT)}
+        self.runner = DreamingRunner(vocab_size=V, num_pages=num_pages, max_model_len=400)
+        self.engine = Engine(
+            StepExecutor(self.runner, 64), prefill_budget, lambda: 1.0, self.shelf, forces_runs=forces_runs
+        )
+        self.number = 0
+        self.tokens: dict[int, list[int]] = {}
+        self.forced: dict[int, list[int]] = {}
+        self.ended: dict[int, Ended] = {}
+        self.computed: dict[int, int] = {}
+        self.cached: dict[int, int] = {}
+        self.stalled: list[int] = []
+        self.engine.take_report()
+
+    def plan(self, *commands: Admit | Grant | Drop | Retract) -> None:
+        self.number += 1
+        self.engine.apply(Plan(epoch=self.engine.epoch, number=self.number, commands=list(commands)))
+
+    def step(self) -> bool:
+        is_busy = self.engine.step() is not None
+        report = self.engine.take_report()
+        if report is not None:
+            progress = report.progress("w", 1.0)
+            self.stalled = list(unpack_i64(progress.stalled))
+            self.computed |= dict(zip(unpack_i64(progress.computed_ids), unpack_i32(progress.computed), strict=True))
+            for _, output in report.outputs():
+                self._take(output)
+        return is_busy
+
+    def _take(self, output: Output) -> None:
+        forced = set(unpack_i32(output.forced))
+        rows = zip(
+            unpack_i64(output.sequence_ids), unpack_i32(output.indices), unpack_i32(output.token_ids), strict=True
+        )
+        for place, (sequence_id, index, token) in enumerate(rows):
+            tokens = self.tokens.setdefault(sequence_id, [])
+            assert index == len(tokens), "a token twice, or a gap"
+            assert sequence_id not in self.ended
+            if place in forced:
+                self.forced.setdefault(sequence_id, []).append(index)
+            tokens.append(token)
+        self.cached |= dict(zip(unpack_i64(output.cached_ids), unpack_i32(output.cached), strict=True))
+        self.ended |= {one.sequence_id: one for one in output.ended}
+
+    def run(self, *sequence_ids: int) -> None:
+        """Steps until nothing can go on; these must have ended then."""
+        for _ in range(2000):
+            if not self.step():
+                break
+        else:
+            raise AssertionError("the engine does not come to rest")
+        assert set(sequence_ids) <= self.ended.keys()
+
+    def text(self, sequence_id: int) -> str:
+        tokens = self.tokens[sequence_id]
+        ended = self.ended[sequence_id]
+        assert ended.num_tokens == len(tokens)
+        return text_of(tokens[:-1] if ended.stop_token_id is not None else tokens)
+
+
+def an_admit(
+    sequence_id: int,
+    grammar: str = "person",
+    *,
+    prompt: Iterable[int] = (5, 6, 7),
+    outputs: Iterable[int] = (),
+    pages: Iterable[int] | None = None,
+    cached: int = 0,
+    max_tokens: int = 150,
+    stop: tuple[int, ...] = (END,),
+    attempt: int = 0,
+    sampling: Sampling | None = None,
+) -> Admit:
+    prompt, outputs = list(prompt), list(outputs)
+    own = range(50 * (sequence_id % 5), 50 * (sequence_id % 5) + 50) if pages is None else pages
+    return Admit(
+        sequence_id=sequence_id,
+        shard=sequence_id % 2,
+        token_ids=pack_i32(prompt + outputs),
+        num_prompt=len(prompt),
+        cached=cached,
+        page_table=pack_i32(own),
+        sampling=sampling or Sampling(temperature=1.0, seed=sequence_id),
+        stop_token_ids=list(stop),
+        max_tokens=max_tokens,
+        attempt=attempt,
+        grammar=grammar,
+    )
+
+
+# ----------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("forces_runs", [True, False], ids=["forced", "free"])
+def test_answers_match_and_steps_are_saved(forces_runs: bool) -> None:
+    rig = Rig(forces_runs=forces_runs)
+    rig.plan(*(an_admit(i) for i in range(5)))
+    rig.run(*range(5))
+    for i in range(5):
+        jsonschema.validate(json.loads(rig.text(i)), PERSON)
+        assert rig.ended[i].reason is FinishReason.STOP
+        assert bool(rig.forced.get(i)) == forces_runs
+    steps = len(rig.runner.calls)
+    assert (steps < max(len(tokens) for tokens in rig.tokens.values()) - 5) == forces_runs
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    forces_runs=st.booleans(),
+    prefill_budget=st.integers(1, 12),
+    temperature=st.sampled_from([0.0, 1.0]),
+    max_tokens=st.integers(1, 80),
+    count=st.integers(1, 4),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_answer_is_valid_or_cut(
+    seed: int, forces_runs: bool, prefill_budget: int, temperature: float, max_tokens: int, count: int
+) -> None:
+    rig = Rig(forces_runs=forces_runs, prefill_budget=prefill_budget)
+    sampling = Sampling(temperature=temperature, seed=seed, presence_penalty=0.3, repetition_penalty=1.1)
+    admits = [
+        an_admit(
+            i, prompt=[seed % V, i, 9], max_tokens=max_tokens, sampling=sampling, grammar="person" if i % 3 else ""
+        )
+        for i in range(count)
+    ]
+    rig.plan(*admits)
+    rig.run(*range(count))
+    for i in range(count):
+        ended = rig.ended[i]
+        assert ended.num_tokens == len(rig.tokens[i]) <= max_tokens
+        assert rig.cached == dict.fromkeys(range(count), 0)
+        if not admits[i].grammar:
+            continue
+        if ended.reason is FinishReason.STOP:
+            jsonschema.validate(json.loads(rig.text(i)), PERSON)
+        else:
+            assert ended.reason is FinishReason.LENGTH and len(rig.tokens[i]) == max_tokens
+            toy.a_guide(toy.json_schema(PERSON), outputs=tuple(rig.tokens[i]))  # raises if they do not match
+
+
+def test_a_text_without_a_choice_is_computed_with_the_prompt() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, "text"))
+    rig.run(1)
+    assert rig.tokens[1] == encode(TEXT.replace("\\", ""))
+    assert rig.forced[1] == list(range(len(rig.tokens[1])))
+    assert rig.ended[1].reason is FinishReason.STOP
+    assert rig.ended[1].stop_token_id is None
+    assert len(rig.runner.calls) == 1
+    assert rig.computed[1] == 3
+
+
+def test_forced_tokens_are_told_only_when_those_before_are_computed() -> None:
+    rig = Rig(prefill_budget=4)
+    rig.plan(an_admit(1, "text"))
+    while rig.step():
+        computed = max((start + len(tokens) for call in rig.runner.calls for tokens, start in call), default=0)
+        assert 3 + len(rig.tokens.get(1, [])) <= computed
+    assert rig.ended[1].reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 6])
+def test_a_run_ends_at_max_tokens(max_tokens: int) -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, "text", max_tokens=max_tokens))
+    rig.run(1)
+    assert rig.ended[1].reason is FinishReason.LENGTH
+    assert encode(TEXT.replace("\\", ""))[: max_tokens - 1] == rig.tokens[1][: max_tokens - 1]
+    assert len(rig.tokens[1]) == max_tokens
+
+
+def test_without_a_stop_id_the_end_of_the_grammar_is_the_end() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, stop=()))
+    rig.run(1)
+    jsonschema.validate(json.loads(rig.text(1)), PERSON)
+    assert rig.ended[1].reason is FinishReason.STOP
+    assert END not in rig.tokens[1]
+
+
+def test_min_tokens_holds_back_the_end_only_where_something_else_may_follow() -> None:
+    rig = Rig()
+    rig.shelf.here |= {"open": toy.regex("[ab]+"), "closed": toy.regex("[ab]{3}")}
+    sampling = Sampling(temperature=1.0, seed=1, min_tokens=20)
+    rig.plan(an_admit(1, "open", sampling=sampling), an_admit(2, "closed", sampling=sampling))
+    rig.run(1, 2)
+    assert len(rig.tokens[1]) > 20
+    assert len(rig.text(2)) == 3
+
+
+# ------------------------------------------------------------------------------------------ others
+
+
+def test_free_sequences_have_the_same_tokens_beside_constrained_ones() -> None:
+    alone, mixed = Rig(), Rig()
+    free = [an_admit(i, "", max_tokens=40) for i in range(3)]
+    alone.plan(*free)
+    alone.run(0, 1, 2)
+    mixed.plan(free[0], an_admit(3), free[1], an_admit(4, "text"), free[2])
+    mixed.run(*range(5))
+    for i in range(3):
+        assert mixed.tokens[i] == alone.tokens[i]
+        assert mixed.ended[i] == alone.ended[i]
+        assert i not in mixed.forced
+
+
+def test_a_constrained_sequence_has_the_same_tokens_alone_and_in_a_crowd() -> None:
+    alone, crowd = Rig(), Rig()
+    alone.plan(an_admit(3))
+    alone.run(3)
+    crowd.plan(*(an_admit(i, "" if i % 2 else "person") for i in (0, 1, 2)), an_admit(3), an_admit(4))
+    crowd.run(*range(5))
+    assert crowd.tokens[3] == alone.tokens[3]
+
+
+def test_a_late_grammar_holds_up_nobody_else() -> None:
+    rig = Rig()
+    late = rig.shelf.here.pop("person")
+    rig.plan(an_admit(0, prompt=range(3, 12)), an_admit(1, "", max_tokens=30), an_admit(2, "text"))
+    rig.run(1, 2)
+    assert rig.computed[0] == 9
+    assert 0 not in rig.tokens
+    assert rig.engine.num_prefilling == 1
+    rig.shelf.here["person"] = late
+    rig.run(0)
+    waited = rig.tokens[0]
+    other = Rig()
+    other.plan(an_admit(0, prompt=range(3, 12)))
+    other.run(0)
+    assert waited == other.tokens[0]
+    assert rig.forced[0] == other.forced[0]
+
+
+@pytest.mark.parametrize("pattern", ["[ab]{4}", "abba"])
+def test_a_grammar_that_comes_in_the_middle_of_the_prefill_is_in_time(pattern: str) -> None:
+    rig = Rig(prefill_budget=3)
+    rig.plan(an_admit(1, "late", prompt=range(3, 20)))
+    rig.step()
+    rig.shelf.here["late"] = toy.regex(pattern)
+    rig.run(1)
+    assert len(rig.text(1)) == 4
+
+
+@pytest.mark.parametrize("error", [Unavailable("gone", retry_after_s=1), InternalError("broken")])
+@pytest.mark.parametrize("is_late", [True, False], ids=["late", "at once"])
+def test_a_grammar_that_cannot_be_had_ends_its_sequence_alone(error: RequestError, is_late: bool) -> None:
+    rig = Rig()
+    if not is_late:
+        rig.shelf.here["bad"] = error
+    rig.plan(an_admit(0, "bad"), an_admit(1), an_admit(2, ""))
+    rig.step()
+    rig.shelf.here["bad"] = error
+    rig.run(0, 1, 2)
+    assert rig.ended[0] == Ended(sequence_id=0, reason=FinishReason.ERROR, num_tokens=0, error=error.body())
+    assert rig.ended[1].reason is FinishReason.STOP
+    asked = len(rig.shelf.asked)
+    rig.step()
+    assert len(rig.shelf.asked) == asked
+
+
+def test_where_the_vocabulary_has_no_way_on_only_that_sequence_ends() -> None:
+    rig = Rig()
+    bias = dict.fromkeys(range(V), float("-inf"))
+    rig.plan(an_admit(0, sampling=Sampling(temperature=1.0, logit_bias=bias)), an_admit(1))
+    rig.run(0, 1)
+    assert rig.ended[0].reason is FinishReason.ERROR
+    assert rig.ended[1].reason is FinishReason.STOP
+
+
+# ---------------------------------------------------------------------------------------- takeover
+
+
+@given(cut=st.integers(0, 60), forces_runs=st.booleans())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_sequence_that_is_taken_over_goes_on_where_it_was(cut: int, forces_runs: bool) -> None:
+    whole = Rig(forces_runs=forces_runs)
+    whole.plan(an_admit(1))
+    whole.run(1)
+    outputs = whole.tokens[1][:cut]
+    if whole.ended[1].stop_token_id in outputs:
+        return
+    second = Rig(forces_runs=forces_runs)
+    second.tokens[1] = list(outputs)
+    second.plan(an_admit(1, outputs=outputs, attempt=1))
+    second.run(1)
+    text = second.text(1)
+    jsonschema.validate(json.loads(text), PERSON)
+    if not forces_runs:
+        assert second.tokens[1] == whole.tokens[1]
+
+
+def test_a_retracted_sequence_goes_on_in_the_middle_of_its_grammar() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1), an_admit(2, ""))
+    for _ in range(4):
+        rig.step()
+    rig.plan(Retract(sequence_ids=[1]))
+    told = list(rig.tokens[1])
+    assert told
+    rig.step()
+    rig.step()
+    assert rig.tokens[1] == told
+    rig.plan(an_admit(1, outputs=told, attempt=1, pages=range(200, 250)))
+    rig.run(1, 2)
+    jsonschema.validate(json.loads(rig.text(1)), PERSON)
+
+
+def test_outputs_that_the_grammar_does_not_allow_end_with_an_error() -> None:
+    rig = Rig()
+    rig.tokens[1] = encode("xyz")
+    rig.plan(an_admit(1, outputs=encode("xyz")), an_admit(2))
+    rig.run(1, 2)
+    error = rig.ended[1].error
+    assert error is not None and "does not match its grammar" in error.message
+    assert rig.ended[2].reason is FinishReason.STOP
+
+
+def test_an_answer_that_was_whole_when_it_was_taken_over_ends() -> None:
+    rig = Rig()
+    outputs = encode(TEXT.replace("\\", ""))
+    rig.tokens[1] = list(outputs)
+    rig.plan(an_admit(1, "text", outputs=outputs))
+    rig.run(1)
+    assert rig.ended[1] == Ended(sequence_id=1, reason=FinishReason.STOP, num_tokens=len(outputs))
+
+
+# ------------------------------------------------------------------------------------------- pages
+
+
+def test_a_run_takes_the_pages_that_it_has_and_waits_for_more() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, "text", pages=[0, 1]))  # 8 places
+    rig.run()
+    assert rig.stalled == [1]
+    assert len(rig.tokens[1]) == 8 - 3
+    pages = iter(range(2, 60))
+    for _ in range(60):
+        if 1 in rig.ended:
+            break
+        assert rig.stalled == [1]
+        rig.plan(Grant(sequence_id=1, pages=pack_i32([next(pages)])))
+        rig.run()
+    assert rig.tokens[1] == encode(TEXT.replace("\\", ""))
+    assert rig.ended[1].reason is FinishReason.STOP
+
+
+def test_a_lease_of_one_page_at_a_time_changes_no_answer() -> None:
+    plenty, scarce = Rig(), Rig()
+    plenty.plan(an_admit(1))
+    plenty.run(1)
+    scarce.plan(an_admit(1, pages=[0]))
+    pages = iter(range(1, 100))
+    for _ in range(100):
+        scarce.run()
+        if 1 in scarce.ended:
+            break
+        assert scarce.stalled == [1]
+        scarce.plan(Grant(sequence_id=1, pages=pack_i32([next(pages)])))
+    assert scarce.tokens[1] == plenty.tokens[1]
+    assert scarce.ended == plenty.ended
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_dropped_sequence_leaves_nothing_behind(steps: int) -> None:
+    rig = Rig()
+    rig.shelf.here["late"] = toy.regex("x")
+    del rig.shelf.here["late"]
+    rig.plan(an_admit(1), an_admit(2, "late"), an_admit(3))
+    for _ in range(steps):
+        rig.step()
+    rig.plan(Drop(sequence_ids=[1, 2]))
+    told = list(rig.tokens.get(1, []))
+    rig.run(3)
+    assert rig.tokens.get(1, []) == told
+    assert rig.engine.num_prefilling == rig.engine.num_decoding == rig.engine.num_stalled == 0
+    rig.plan(an_admit(4, prompt=[TURN, 5]))
+    rig.run(4)
+    jsonschema.validate(json.loads(rig.text(4)), PERSON)
