@@ -25,7 +25,17 @@ def capped(scores, softcap):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def nothing_seen(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The running softmax before the first token."""
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    return top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+
+@triton.jit
 def attend_span(  # type: ignore[no-untyped-def]
+    top,  # the running softmax so far
+    weight,
+    total,
     query,  # [BLOCK_M, BLOCK_D], zeros past D
     page_table_ptr,  # the pages of the sequence that holds the tokens
     keys_ptr,  # the head's [num_slots, D]
@@ -36,18 +46,14 @@ def attend_span(  # type: ignore[no-untyped-def]
     softcap,
     D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     IS_WIDE: tl.constexpr,  # num_slots * D passes 2**31
 ):
-    """top, weight [BLOCK_M], total [BLOCK_M, BLOCK_D], all float32; with start >= end -inf, 0 and 0."""
+    """top, weight [BLOCK_M] and total [BLOCK_M, BLOCK_D], float32, with these tokens; unchanged with start >= end."""
     dims = tl.arange(0, BLOCK_D)
     tokens = tl.arange(0, BLOCK_N)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    weight = tl.zeros([BLOCK_M], tl.float32)
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # Pages are looked up a block ahead: a pipeline that had to wait for them would hold fewer keys in flight.
     page = tl.load(page_table_ptr + (start + tokens) // PAGE_SIZE, mask=start + tokens < end, other=0)
     for first in tl.range(start, end, BLOCK_N):

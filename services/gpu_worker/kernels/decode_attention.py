@@ -10,18 +10,39 @@ that there is one launch a layer; chunks, grid and buffers do not depend on anyt
 
 Reads 2 * Hkv * D * sum(lengths) elements of the pool, once, and writes B * H * D; partial results are float32, D + 1
 numbers for each chunk and query head, written and read once, mostly within the L2 cache.
+
+With a NewTokens it also does what rope_write.py does in a launch of its own: the query is rotated as it is loaded, and
+the program of a row's last chunk rotates the new key, stores it and the new value, and takes both from registers.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.gpu_worker.kernels.attend_span import LOG2_E, attend_span
+from services.gpu_worker.kernels.attend_span import LOG2_E, attend_span, capped, nothing_seen
 from services.gpu_worker.kernels.group_tables import DeviceGroups
 from services.gpu_worker.kernels.grouped_attention import grouped_attention
 from services.gpu_worker.kernels.merge import merge_partials
+from services.gpu_worker.kernels.rotated_heads import rotated_heads
 from services.gpu_worker.kernels.work_list import DecodePlan
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """The step's keys and values as they come out of their product, with what it takes to rotate them.
+
+    keys, values: [B, Hkv, D], rows as far apart in both. rope_table: float32 [max_positions, 2, D / 2], cosines and
+    sines; a row's position is its length - 1. query_norm, key_norm: [D], weights of the norm of heads, if any."""
+
+    keys: Tensor
+    values: Tensor
+    rope_table: Tensor
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    eps: float = 1e-6
 
 
 def decode_attention_reference(
@@ -56,6 +77,14 @@ def decode_attention_reference(
     return out
 
 
+@triton.jit
+def _item(items_ptr, item):  # type: ignore[no-untyped-def]
+    """row and seat, which are int64, first token, end."""
+    item_ptr = items_ptr + item * 4
+    row, seat = tl.load(item_ptr).to(tl.int64), tl.load(item_ptr + 1).to(tl.int64)
+    return row, seat, tl.load(item_ptr + 2), tl.load(item_ptr + 3)
+
+
 @triton.jit(do_not_specialize=["table_stride", "group_base"])
 def _decode_attention_kernel(  # type: ignore[no-untyped-def]
     query_ptr,
@@ -64,6 +93,12 @@ def _decode_attention_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     key_scales_ptr,  # [Hkv], read with HAS_SCALES
     value_scales_ptr,
+    new_keys_ptr,  # [B, Hkv, D], this and the following read with HAS_NEW
+    new_values_ptr,
+    rope_table_ptr,  # [max_positions, 2, D / 2]
+    query_norm_ptr,  # [D], read with HAS_NORM
+    key_norm_ptr,
+    lengths_ptr,  # [B]
     page_tables_ptr,
     num_items_ptr,  # [1]
     items_ptr,  # [max_items, 4]: row, seat, first token, end
@@ -77,11 +112,13 @@ def _decode_attention_kernel(  # type: ignore[no-untyped-def]
     log_weight_ptr,  # float32 [places, Hkv, G]
     scale_log2,
     softcap,
+    eps,
     query_stride,  # between rows
+    new_stride,
     out_stride,
     head_stride,  # between heads of keys, in elements
     table_stride,
-    group_base,  # the first place that groups have
+    group_base,  # the first place that groups have, and how many items there can be
     NUM_KV_HEADS: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -94,38 +131,78 @@ def _decode_attention_kernel(  # type: ignore[no-untyped-def]
     HAS_SOFTCAP: tl.constexpr,
     HAS_SCALES: tl.constexpr,
     HAS_GROUPS: tl.constexpr,
+    HAS_NEW: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     IS_WIDE: tl.constexpr,
 ):
     num_work = tl.load(num_items_ptr) * NUM_KV_HEADS
     heads = tl.arange(0, BLOCK_G)
     dims = tl.arange(0, BLOCK_D)
     is_query = (heads[:, None] < G) & (dims[None, :] < D)
+    # An item is looked up a turn ahead, the first before it is known whether there are so many.
+    following = tl.minimum(tl.program_id(0) // NUM_KV_HEADS, group_base - 1)
+    next_row, next_seat, next_start, next_end = _item(items_ptr, following)
     for work in range(tl.program_id(0), num_work, tl.num_programs(0)):
         item = work // NUM_KV_HEADS
         kv_head = work % NUM_KV_HEADS
-        row = tl.load(items_ptr + item * 4).to(tl.int64)
-        seat = tl.load(items_ptr + item * 4 + 1).to(tl.int64)
-        start = tl.load(items_ptr + item * 4 + 2)
-        end = tl.load(items_ptr + item * 4 + 3)
+        row, seat, start, end = next_row, next_seat, next_start, next_end
+        following = tl.minimum((work + tl.num_programs(0)) // NUM_KV_HEADS, group_base - 1)
+        next_row, next_seat, next_start, next_end = _item(items_ptr, following)
         count = tl.load(row_count_ptr + row)
-        query_offset = row * query_stride + (kv_head * G + heads[:, None]) * D + dims[None, :]
-        query = tl.load(query_ptr + query_offset, mask=is_query, other=0.0)
-        head_offset = kv_head.to(tl.int64) * head_stride
+        page_table_ptr = page_tables_ptr + tl.maximum(seat, 0) * table_stride
+        head_keys_ptr = keys_ptr + kv_head.to(tl.int64) * head_stride
+        head_values_ptr = values_ptr + kv_head.to(tl.int64) * head_stride
         score_scale = scale_log2
         if HAS_SCALES:
             score_scale = scale_log2 * tl.load(key_scales_ptr + kv_head)
+        head_offset = row * query_stride + (kv_head * G + heads[:, None]) * D
+        top, weight, total = nothing_seen(BLOCK_G, BLOCK_D)
+        if HAS_NEW:
+            last = tl.maximum(tl.load(lengths_ptr + row) - 1, 0)
+            angles_ptr = rope_table_ptr + last.to(tl.int64) * D
+            is_head = heads[:, None] < G
+            query = rotated_heads(
+                query_ptr, head_offset, is_head, angles_ptr, query_norm_ptr, eps, D, BLOCK_D, HAS_NORM
+            )
+            query = query.to(query_ptr.dtype.element_ty)
+            if end > last:  # the row's last chunk
+                slot = tl.load(page_table_ptr + last // PAGE_SIZE).to(tl.int64) * PAGE_SIZE + last % PAGE_SIZE
+                new_offset = row * new_stride + kv_head * D
+                one = tl.zeros([1, 1], tl.int64)
+                key = rotated_heads(
+                    new_keys_ptr, new_offset + one, one == 0, angles_ptr, key_norm_ptr, eps, D, BLOCK_D, HAS_NORM
+                )
+                value = tl.load(new_values_ptr + new_offset + one + dims[None, :], mask=dims[None, :] < D, other=0.0)
+                value = value.to(tl.float32)
+                if HAS_SCALES:  # float8 e4m3 has no infinity: what is beyond its range would be NaN
+                    key = tl.clamp(key / tl.load(key_scales_ptr + kv_head), -448.0, 448.0)
+                    value = tl.clamp(value / tl.load(value_scales_ptr + kv_head), -448.0, 448.0)
+                key = key.to(keys_ptr.dtype.element_ty)
+                value = value.to(values_ptr.dtype.element_ty)
+                tl.store(head_keys_ptr + slot * D + dims[None, :], key, mask=dims[None, :] < D)
+                tl.store(head_values_ptr + slot * D + dims[None, :], value, mask=dims[None, :] < D)
+                top = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * score_scale
+                if HAS_SOFTCAP:
+                    top = capped(top, softcap)
+                weight += 1.0
+                total += value.to(tl.float32)
+                end = last
+        else:
+            query = tl.load(query_ptr + head_offset + dims[None, :], mask=is_query, other=0.0)
         top, weight, total = attend_span(
+            top,
+            weight,
+            total,
             query,
-            page_tables_ptr + tl.maximum(seat, 0) * table_stride,
-            keys_ptr + head_offset,
-            values_ptr + head_offset,
+            page_table_ptr,
+            head_keys_ptr,
+            head_values_ptr,
             start,
             end,
             score_scale,
             softcap,
             D,
             PAGE_SIZE,
-            BLOCK_G,
             BLOCK_N,
             BLOCK_D,
             HAS_SOFTCAP,
@@ -197,12 +274,15 @@ def decode_attention(
     groups: DeviceGroups | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    new: NewTokens | None = None,
 ) -> None:
     """Writes `out` [B, H, D]; the reference's contract. Rows of query and out may be apart, each is contiguous.
 
     `plan` must have been updated since seats, lengths or groups changed, with the same window and groups; then it
     serves every layer. With `groups`, the tokens that rows share are read once per group (grouped_attention.py),
     whose kernel is launched first; None leaves it out.
+    new: the query is not rotated yet, and the rows' last keys and values are not in the pool: done here; not with
+    groups.
     key_scales, value_scales: float32 [Hkv], of a pool in float8_e4m3fn, whose numbers times these are the keys and
     values."""
     num_rows, num_heads, head_dim = query.shape
@@ -215,6 +295,11 @@ def decode_attention(
     assert query.stride()[1:] == out.stride()[1:] == (head_dim, 1)
     assert keys.stride() == values.stride() and keys.stride()[1:] == (head_dim, 1) and page_tables.stride(1) == 1
     assert (keys.dtype == torch.float8_e4m3fn) == (key_scales is not None) == (value_scales is not None)
+    if new is not None:
+        assert groups is None, "the kernel of groups takes queries that are rotated"
+        assert new.keys.stride() == new.values.stride() and new.keys.stride()[1:] == (head_dim, 1)
+        assert new.rope_table.shape[1:] == (2, head_dim // 2) and new.rope_table.is_contiguous()
+        assert (new.query_norm is None) == (new.key_norm is None)
     tile = plan.tile
     if groups is not None:
         grouped_attention(
@@ -239,6 +324,12 @@ def decode_attention(
         out,
         key_scales,
         value_scales,
+        None if new is None else new.keys,
+        None if new is None else new.values,
+        None if new is None else new.rope_table,
+        None if new is None else new.query_norm,
+        None if new is None else new.key_norm,
+        lengths,
         page_tables,
         plan.num_items,
         plan.items,
@@ -252,7 +343,9 @@ def decode_attention(
         plan.log_weights,
         scale * LOG2_E.value,
         0.0 if softcap is None else softcap,
+        0.0 if new is None else new.eps,
         query.stride(0),
+        0 if new is None else new.keys.stride(0),
         out.stride(0),
         keys.stride(0),
         page_tables.stride(0),
@@ -269,6 +362,8 @@ def decode_attention(
         HAS_SOFTCAP=softcap is not None,
         HAS_SCALES=key_scales is not None,
         HAS_GROUPS=groups is not None,
+        HAS_NEW=new is not None,
+        HAS_NORM=new is not None and new.query_norm is not None,
         IS_WIDE=num_slots * head_dim >= 2**31,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

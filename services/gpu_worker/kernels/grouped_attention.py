@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.gpu_worker.kernels.attend_span import LOG2_E, attend_span
+from services.gpu_worker.kernels.attend_span import LOG2_E, attend_span, nothing_seen
 from services.gpu_worker.kernels.group_tables import ITEM_WIDTH, DeviceGroups
 from services.gpu_worker.kernels.work_list import DecodePlan
 from services.gpu_worker.prefix_groups import Segment
@@ -101,7 +101,11 @@ def _grouped_attention_kernel(  # type: ignore[no-untyped-def]
         score_scale = scale_log2
         if HAS_SCALES:
             score_scale = scale_log2 * tl.load(key_scales_ptr + kv_head)
+        top, weight, total = nothing_seen(BLOCK_M, BLOCK_D)
         top, weight, total = attend_span(
+            top,
+            weight,
+            total,
             query,
             page_tables_ptr + seat * table_stride,
             keys_ptr + head_offset,
@@ -112,7 +116,6 @@ def _grouped_attention_kernel(  # type: ignore[no-untyped-def]
             softcap,
             D,
             PAGE_SIZE,
-            BLOCK_M,
             BLOCK_N,
             BLOCK_D,
             HAS_SOFTCAP,

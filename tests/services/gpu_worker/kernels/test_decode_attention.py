@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from services.gpu_worker.kernels.decode_attention import decode_attention, decode_attention_reference
+from services.gpu_worker.kernels.decode_attention import NewTokens, decode_attention, decode_attention_reference
+from services.gpu_worker.kernels.rope_write import rope_table, rope_write_reference
 from services.gpu_worker.kernels.tile_shape import TileShape
 from services.gpu_worker.kernels.work_list import DecodePlan
 from tests.services.gpu_worker.kernels.kernel_testing import assert_close, poison
@@ -178,6 +179,78 @@ def test_fp8_pool_is_read_with_its_scales(device: torch.device, nan_filled_empty
     wide_values = values.float() * value_scales[:, None, None]
     reference = decode_attention_reference(batch.query, wide_keys, wide_values, *seen, page_size=16, scale=0.1)
     assert_close("out", out, reference)
+
+
+@pytest.mark.parametrize(
+    ("has_norm", "is_float8", "head_dim", "dtype", "window"),
+    [
+        (False, False, 64, torch.bfloat16, None),
+        (True, False, 80, torch.float32, None),
+        (False, True, 64, torch.bfloat16, None),
+        (True, False, 32, torch.float32, 20),
+    ],
+    ids=str,
+)
+def test_new_tokens_are_rotated_written_and_seen(
+    has_norm: bool,
+    is_float8: bool,
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+    device: torch.device,
+    nan_filled_empty: None,
+) -> None:
+    """As rope_write's definition followed by plain decode attention, over a pool where the new tokens are still NaN."""
+    batch = paged_batch(
+        [1, 130, 33, 20, 64],
+        num_kv_heads=2,
+        group_size=3,
+        head_dim=head_dim,
+        page_size=16,
+        dtype=dtype,
+        device=device,
+        padding=(3,),
+    )
+    qkv = torch.randn(5, 6 + 2 + 2, head_dim, device=device).to(dtype)
+    qkv[3] = torch.nan  # what padding holds is nobody's business
+    table = rope_table(1e4 ** -torch.linspace(0, 1, head_dim // 2, device=device), 1.0, 140)
+    norms = {"query_norm": torch.rand(head_dim, device=device), "key_norm": torch.rand(head_dim, device=device)}
+    new = NewTokens(qkv[:, 6:8], qkv[:, 8:], table, **norms if has_norm else {})
+    positions = (batch.lengths - 1).clamp(min=0)
+    page_of = batch.page_tables[batch.seats.clamp(min=0).long(), positions.long() // 16]
+    slots = torch.where(batch.seats >= 0, page_of * 16 + positions % 16, -1)
+    scales = torch.tensor([0.6, 1.3], device=device)
+    keys, values = batch.keys, batch.values
+    keys[:, slots[slots >= 0].long()] = torch.nan
+    values[:, slots[slots >= 0].long()] = torch.nan
+    if is_float8:
+        keys, values = keys.to(torch.float8_e4m3fn), values.to(torch.float8_e4m3fn)
+    scaling = scales[:, None, None] if is_float8 else torch.ones(1, device=device)
+    wide_keys, wide_values = keys.float(), values.float()
+    normed = (new.query_norm, new.key_norm)
+    query = rope_write_reference(qkv, positions, table, slots, wide_keys, wide_values, *normed)
+    wide_keys[:, slots[slots >= 0].long()] /= scaling
+    wide_values[:, slots[slots >= 0].long()] /= scaling
+    stored = (wide_keys.to(keys.dtype), wide_values.to(keys.dtype))
+
+    plan = make_plan(batch, device, window=window)
+    plan.update(batch.lengths, batch.seats)
+    out = poison(torch.empty_like(batch.query))
+    seen = (batch.seats, batch.lengths, batch.page_tables)
+    options = {"page_size": 16, "scale": 0.2, "window": window}
+    pool_scales = {"key_scales": scales, "value_scales": scales} if is_float8 else {}
+    decode_attention(qkv[:, :6], keys, values, out, *seen, plan, **options, **pool_scales, new=new)
+
+    kept = [part[:, slots[slots >= 0].long()].float() for part in (keys, values, *stored)]
+    one_rounding = 1e-1 if is_float8 else 1e-2  # the interpreter cuts off, to 4 or 8 bits, where PyTorch rounds
+    assert_close("keys", kept[0], kept[2], one_rounding)
+    assert_close("values", kept[1], kept[3], one_rounding)
+    keys, values = keys.float() * scaling, values.float() * scaling
+    reference = decode_attention_reference(query, keys, values, *seen, **options)
+    assert_close("out", out, reference)
+    untouched = torch.ones(keys.shape[1], dtype=torch.bool, device=device)
+    untouched[slots[slots >= 0].long()] = False
+    assert torch.equal(keys[:, untouched].isnan(), (batch.keys.float() * scaling)[:, untouched].isnan())
 
 
 @pytest.mark.gpu
