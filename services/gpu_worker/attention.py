@@ -13,161 +13,22 @@ for models whose scores stay small; biases of the keys, as Qwen2 has them, can m
 A slot that was not written may hold anything, NaN included, and 0 * NaN is NaN: masking scores is not enough. Sequences
 of one token are computed together over copies of their pages in which what they do not see is zeroed; a longer run
 is computed alone over exactly the tokens that it sees.
+
+Where scores are rounded, sequences of one token that share a prefix are split: what several share is copied once and
+multiplied by the queries of all, only the tails are copied for each, and the scores of all parts are put side by side
+before the softmax.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.gpu_worker.attention_plan import AttentionPlan, Chunk, Group, SplitGroup
 from services.gpu_worker.kv_cache import LayerPages
 from services.gpu_worker.step import SequenceStep
-
-# One-token sequences share a kernel call while the shortest fills this part of the longest (or the padding is small):
-# a call more costs about as much as 64 tokens of padding.
-_LEAST_FILL = 0.75
-_FREE_PADDING = 64
-# Copies of pages that a call makes at most, in tokens, so that they stay in the processor's cache.
-_MOST_TOKENS = 8192
-# A longer run is computed in blocks of so many tokens, each over what its last token sees: for 512 tokens of a new
-# prompt that is 6.4 ms a layer instead of 8.7 by PyTorch's attention kernel (SmolLM2-135M, bfloat16, one Zen 4 core).
-_BLOCK = 128
-
-
-@dataclass(slots=True)
-class Group:
-    """B one-token sequences over P pages each: rows first .. first + B - 1 of the batch.
-
-    pages: [B * P]. hidden: which of the B * P * page_size copied tokens their sequence does not see, None if it
-    sees all; mask: the same as an addend to scores, [B, 1, 1, P * page_size]."""
-
-    first: int
-    count: int
-    pages: Tensor
-    hidden: Tensor | None
-    mask: Tensor | None
-
-
-@dataclass(slots=True)
-class Chunk:
-    """A sequence's N tokens in a row, or a block of them: rows first .. first + N - 1 of the batch.
-
-    It sees `length` tokens, from token `offset` of its `pages` [P] on; or from slot `offset` on when its pages
-    follow each other in memory and pages is None. mask: addend [N, length]; None with N == 1, where all is seen."""
-
-    first: int
-    count: int
-    pages: Tensor | None
-    offset: int
-    length: int
-    mask: Tensor | None
-
-
-@dataclass(slots=True)
-class AttentionPlan:
-    """How a batch attends in every layer that has the same window."""
-
-    groups: list[Group]
-    chunks: list[Chunk]
-
-
-def batch_order(steps: Sequence[SequenceStep]) -> list[int]:
-    """The order in which the steps' tokens are laid out: one-token steps first, by length; a group is then a slice."""
-    return sorted(range(len(steps)), key=lambda i: (len(steps[i].token_ids) > 1, steps[i].end))
-
-
-def plan_attention(
-    steps: Sequence[SequenceStep], page_size: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> AttentionPlan:
-    """steps: in `batch_order`, their tokens following each other as the batch's rows."""
-    num_single = sum(len(step.token_ids) == 1 for step in steps)
-    spans = [_Span(step, step.start, 1, page_size, window) for step in steps[:num_single]]
-    plan = AttentionPlan([], [])
-    first = 0
-    for members in _grouped(spans):
-        if len(members) == 1:
-            plan.chunks.append(_plan_chunk(members[0], first, page_size, window, dtype, device))
-        else:
-            plan.groups.append(_plan_group(members, first, page_size, dtype, device))
-        first += len(members)
-    for step in steps[num_single:]:
-        for start in range(step.start, step.end, _BLOCK):
-            span = _Span(step, start, min(_BLOCK, step.end - start), page_size, window)
-            plan.chunks.append(_plan_chunk(span, first, page_size, window, dtype, device))
-            first += span.count
-    return plan
-
-
-class _Span:
-    """Some tokens of a step: the pages that hold what they see, and the part of them that it is: skip .. stop - 1."""
-
-    __slots__ = ("count", "pages", "skip", "stop")
-
-    def __init__(self, step: SequenceStep, start: int, count: int, page_size: int, window: int | None) -> None:
-        first_seen = 0 if window is None else max(0, start - window + 1)
-        first_page = first_seen // page_size
-        end = start + count
-        table = np.frombuffer(step.page_table, dtype=np.int32)
-        self.count = count
-        self.pages = table[first_page : (end - 1) // page_size + 1]
-        self.skip = first_seen - first_page * page_size
-        self.stop = end - first_page * page_size
-
-
-def _grouped(spans: Sequence[_Span]) -> Iterable[list[_Span]]:
-    """Runs of spans, ordered by length, that are worth computing together."""
-    members: list[_Span] = []
-    for span in spans:
-        if members:
-            shortest = members[0].stop
-            is_full = span.stop * (len(members) + 1) > _MOST_TOKENS
-            if is_full or (shortest < span.stop * _LEAST_FILL and span.stop - shortest > _FREE_PADDING):
-                yield members
-                members = []
-        members.append(span)
-    if members:
-        yield members
-
-
-def _plan_group(
-    members: Sequence[_Span], first: int, page_size: int, dtype: torch.dtype, device: torch.device
-) -> Group:
-    num_pages = max(len(span.pages) for span in members)
-    pages = np.empty((len(members), num_pages), dtype=np.int64)
-    for row, span in zip(pages, members, strict=True):
-        row[: len(span.pages)] = span.pages
-        row[len(span.pages) :] = span.pages[0]
-    tokens = np.arange(num_pages * page_size)
-    skips = np.array([span.skip for span in members])[:, None]
-    stops = np.array([span.stop for span in members])[:, None]
-    is_hidden = (tokens < skips) | (tokens >= stops)
-    hidden = mask = None
-    if is_hidden.any():
-        hidden = torch.from_numpy(np.flatnonzero(is_hidden)).to(device)
-        mask = torch.from_numpy(np.where(is_hidden, -np.inf, 0.0)).to(device, dtype)[:, None, None, :]
-    return Group(first, len(members), torch.from_numpy(pages.reshape(-1)).to(device), hidden, mask)
-
-
-def _plan_chunk(
-    span: _Span, first: int, page_size: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Chunk:
-    count, length = span.count, span.stop - span.skip
-    mask = None
-    is_windowed = window is not None and count > 1 and length > window
-    if count > 1:
-        rows = np.arange(length - count, length)[:, None]
-        columns = np.arange(length)
-        is_hidden = columns > rows
-        if is_windowed:
-            is_hidden |= columns <= rows - window  # type: ignore[operator]
-        mask = torch.from_numpy(is_hidden).to(device)
-        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, -torch.inf)
-    if (np.diff(span.pages) == 1).all():
-        return Chunk(first, count, None, int(span.pages[0]) * page_size + span.skip, length, mask)
-    return Chunk(first, count, torch.from_numpy(span.pages.astype(np.int64)).to(device), span.skip, length, mask)
 
 
 def attend(
@@ -183,12 +44,17 @@ def attend(
 
     softcap c replaces scores s by c * tanh(s / c); rounds_scores has no effect with it."""
     kernel = _Kernel(scale, softcap, rounds_scores and softcap is None)
-    num_parts = len(plan.groups) + len(plan.chunks)
-    if num_parts == 1 and plan.chunks:
-        return _attend_chunk(query, layer, plan.chunks[0], kernel)
-    if num_parts == 1:
-        return _attend_group(query, layer, plan.groups[0], kernel)
+    assert kernel.rounds_scores or not plan.splits
+    if len(plan.groups) + len(plan.chunks) + len(plan.splits) == 1:
+        for group in plan.groups:
+            return _attend_group(query, layer, group, kernel)
+        for chunk in plan.chunks:
+            return _attend_chunk(query, layer, chunk, kernel)
+        return _attend_split(query, layer, plan.splits[0], scale)
     out = torch.empty_like(query)
+    for split in plan.splits:
+        rows = slice(split.first, split.first + split.count)
+        out[rows] = _attend_split(query[rows], layer, split, scale)
     for group in plan.groups:
         rows = slice(group.first, group.first + group.count)
         out[rows] = _attend_group(query[rows], layer, group, kernel)
@@ -224,11 +90,39 @@ def _attend_chunk(query: Tensor, layer: LayerPages, chunk: Chunk, kernel: "_Kern
     return kernel(queries, keys[:, None], values[:, None], chunk.mask).permute(2, 0, 1, 3).reshape(query.shape)
 
 
+def _attend_split(query: Tensor, layer: LayerPages, group: SplitGroup, scale: float) -> Tensor:
+    num_kv_heads, _, head_dim = layer.keys.shape
+    num_heads = query.shape[1] // num_kv_heads  # of one head of keys
+    queries = (query * scale).view(group.count, num_kv_heads, num_heads, head_dim).transpose(0, 1)
+    queries = queries.reshape(num_kv_heads, -1, head_dim)
+    scores = query.new_zeros((num_kv_heads, queries.shape[1], group.width))
+    out = torch.zeros_like(queries)
+
+    products = []  # rows, columns and values [Hkv * R, T, D] of each part
+    for part in group.parts:
+        copies = layer.pages.index_select(2, part.pages).flatten(2, 3)
+        if part.hidden is not None:
+            copies.index_fill_(2, part.hidden, 0)
+        keys, values = copies.view(2, num_kv_heads * part.count, -1, head_dim).unbind(0)
+        rows = slice(part.first * num_heads, (part.first + part.count * part.num_sharing) * num_heads)
+        columns = slice(part.column, part.column + keys.shape[1])
+        sharing = queries[:, rows].reshape(keys.shape[0], -1, head_dim)
+        scores[:, rows, columns] = torch.bmm(sharing, keys.transpose(1, 2)).view(num_kv_heads, -1, keys.shape[1])
+        products.append((rows, columns, values))
+    if group.mask is not None:
+        scores.view(num_kv_heads, group.count, num_heads, -1).add_(group.mask)
+    weights = scores.softmax(-1)
+    for rows, columns, values in products:
+        sharing = weights[:, rows, columns].reshape(values.shape[0], -1, values.shape[1])
+        out[:, rows] += torch.bmm(sharing, values).view(num_kv_heads, -1, head_dim)
+    return out.view(num_kv_heads, group.count, num_heads, head_dim).transpose(0, 1).reshape(query.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Kernel:
     """softmax(query keys^T * scale + mask) values: [B, H, N, D] x [B, H or 1, T, D] -> [B, H, N, D].
 
-    mask: addend that broadcasts to [B, H, N, T]."""
+    mask: addend to the scores of the last M of the T tokens that broadcasts to [B, H, N, M]."""
 
     scale: float
     softcap: float | None
@@ -240,7 +134,7 @@ class _Kernel:
         if keys.shape[1] != query.shape[1]:
             keys, values = (part.expand(-1, query.shape[1], -1, -1) for part in (keys, values))
         if mask is not None:
-            mask = mask.expand(*query.shape[:3], -1)
+            mask = F.pad(mask, (keys.shape[2] - mask.shape[-1], 0)).expand(*query.shape[:3], -1)
         if self.softcap is None:
             return F.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
         scores = (query.float() @ keys.float().transpose(-1, -2)) * self.scale
@@ -252,10 +146,12 @@ class _Kernel:
     def _two_products(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         batch, num_heads, num_rows, head_dim = query.shape
         num_matrices, num_tokens = keys.shape[0] * keys.shape[1], keys.shape[2]
+        # A product reads a slice of the pool several times slower than a copy of it.
+        keys, values = keys.contiguous(), values.contiguous()
         queries = (query * self.scale).reshape(num_matrices, -1, head_dim)
         scores = torch.bmm(queries, keys.reshape(num_matrices, num_tokens, head_dim).transpose(1, 2))
         if mask is not None:
-            scores.view(batch, num_heads, num_rows, num_tokens).add_(mask)
+            scores.view(batch, num_heads, num_rows, num_tokens)[..., -mask.shape[-1] :].add_(mask)
         out = torch.bmm(scores.softmax(-1), values.reshape(num_matrices, num_tokens, head_dim))
         return out.view(batch, num_heads, num_rows, head_dim)
 

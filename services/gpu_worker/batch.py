@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from services.gpu_worker.attention import AttentionPlan, batch_order, plan_attention
+from services.gpu_worker.attention_plan import AttentionPlan, batch_order, plan_attention
 from services.gpu_worker.step import SequenceStep
 
 
@@ -15,12 +15,12 @@ class Batch:
     token_ids, positions, slots: int64 [N]. logit_rows: rows whose logits are wanted, in the order of the steps."""
 
     def __init__(self, steps: Sequence[SequenceStep], page_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        order = batch_order(steps)
+        order = batch_order(steps, page_size)
         self.steps = [steps[i] for i in order]
         self._page_size = page_size
         self._dtype = dtype
         self._device = device
-        self._plans: dict[int | None, AttentionPlan] = {}
+        self._plans: dict[tuple[int | None, bool], AttentionPlan] = {}
 
         lengths = [len(step.token_ids) for step in self.steps]
         last_rows = np.cumsum(lengths) - 1
@@ -35,12 +35,12 @@ class Batch:
         self.token_ids, self.positions, self.slots = columns.unbind(0)
         self.logit_rows = torch.from_numpy(row_of_step[wanted]).to(device)
 
-    def attention_plan(self, window: int | None) -> AttentionPlan:
-        """The plan for layers of that window, made when first asked for."""
-        plan = self._plans.get(window)
+    def attention_plan(self, window: int | None, *, can_split: bool = False) -> AttentionPlan:
+        """The plan for layers of that window, made when first asked for; can_split: see `plan_attention`."""
+        plan = self._plans.get((window, can_split))
         if plan is None:
-            plan = plan_attention(self.steps, self._page_size, window, self._dtype, self._device)
-            self._plans[window] = plan
+            plan = plan_attention(self.steps, self._page_size, window, self._dtype, self._device, can_split=can_split)
+            self._plans[window, can_split] = plan
         return plan
 
 

@@ -88,7 +88,7 @@ class Decoder:
         out = attend(
             rotated[:, :num_heads],
             pages,
-            batch.attention_plan(layer.window),
+            batch.attention_plan(layer.window, can_split=self._rounds_scores),
             head_dim**-0.5,
             rounds_scores=self._rounds_scores,
         )

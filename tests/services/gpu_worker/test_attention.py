@@ -6,8 +6,9 @@ from array import array
 import pytest
 import torch
 
-from services.gpu_worker import attention
-from services.gpu_worker.attention import attend, attend_reference, batch_order, plan_attention
+from services.gpu_worker import attention_plan
+from services.gpu_worker.attention import attend, attend_reference
+from services.gpu_worker.attention_plan import batch_order, plan_attention
 from services.gpu_worker.kv_cache import KVShape, LayerPages, PagePool
 from services.gpu_worker.step import SequenceStep
 
@@ -45,7 +46,7 @@ def make_batch(
         size = (len(slots), shape.num_kv_heads, shape.head_dim)
         layer.write(slots, torch.randn(size, dtype=dtype), torch.randn(size, dtype=dtype))
         steps.append(SequenceStep(array("i", [0] * count), start, array("i", table), True))
-    return layer, [steps[i] for i in batch_order(steps)]
+    return layer, [steps[i] for i in batch_order(steps, page_size)]
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 16, 50], ids=lambda window: f"window-{window}")
@@ -72,7 +73,7 @@ def test_rounded_scores_match_reference(spans: list[tuple[int, int]], page_size:
     for is_contiguous, dtype in ((False, torch.float32), (True, torch.float32), (False, torch.bfloat16)):
         layer, steps = make_batch(spans, page_size, 1, shape=shape, is_contiguous=is_contiguous, dtype=dtype)
         query = torch.randn(sum(len(step.token_ids) for step in steps), 9, 16, dtype=dtype)
-        plan = plan_attention(steps, page_size, window, dtype, CPU)
+        plan = plan_attention(steps, page_size, window, dtype, CPU, can_split=True)
         expected = attend_reference(query, layer, steps, page_size, 0.3, window).float()
         actual = attend(query, layer, plan, 0.3, rounds_scores=True).float()
         error = (actual - expected).norm() / expected.norm()
@@ -94,7 +95,7 @@ def test_softcap_and_half_precision_match_reference(dtype: torch.dtype, softcap:
 
 
 def test_large_groups_are_cut_to_bound_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_MOST_TOKENS", 100)
+    monkeypatch.setattr(attention_plan, "_MOST_TOKENS", 100)
     torch.manual_seed(0)
     spans = [(39, 1)] * 7
     layer, steps = make_batch(spans, 16, 3, shape=KVShape(1, 2, 8), is_contiguous=False, dtype=torch.float32)
@@ -104,3 +105,51 @@ def test_large_groups_are_cut_to_bound_the_copies(monkeypatch: pytest.MonkeyPatc
     assert [chunk.count for chunk in plan.chunks] == [1]
     expected = attend_reference(query, layer, steps, 16, 0.3)
     torch.testing.assert_close(attend(query, layer, plan, 0.3), expected, rtol=1e-5, atol=1e-5)
+
+
+# A tree of prefixes: (tokens that the parent and this have in common, tokens, parent) and the tokens computed in a step
+TREES = {
+    "pair": [(0, 300, None), (290, 310, 0)],
+    "three-and-a-pair": [(0, 300, None), (300, 301, 0), (270, 333, 0), (0, 420, None), (400, 402, 3)],
+    "levels": [(0, 700, None), (300, 660, 0), (650, 655, 1), (640, 690, 0), (310, 320, 0), (650, 1000, 1)],
+    "beside-others": [(0, 1, None), (0, 40, None), (0, 310, None), (305, 420, 2), (0, 200, None), (0, 41, None)],
+    "unlike-trees": [(0, 300, None), (299, 300, 0), (0, 900, None), (880, 901, 2)],
+}
+
+
+@pytest.mark.parametrize("window", [None, 2000, 290], ids=lambda window: f"window-{window}")
+@pytest.mark.parametrize("page_size", [1, 7, 16])
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_shared_prefixes_match_reference(
+    tree: list[tuple[int, int, int | None]], page_size: int, window: int | None
+) -> None:
+    """The sequence that fills a shared page may do so in the same step; a prompt of several tokens is beside them."""
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    shape = KVShape(1, 2, 16)
+    pool = PagePool(6000 // page_size, page_size, shape, torch.float32, CPU)
+    pool.storage.fill_(torch.nan)
+    layer = pool.layers[0]
+    free = rng.sample(range(pool.num_pages), pool.num_pages)
+    tables: list[list[int]] = []
+    steps = []
+    for common, length, parent in [*tree, (0, 20, None)]:
+        kept = [] if parent is None else tables[parent][: common // page_size]
+        tables.append(kept + [free.pop() for _ in range(-(-length // page_size) - len(kept))])
+        first_new = len(kept) * page_size
+        slots = torch.tensor([tables[-1][p // page_size] * page_size + p % page_size for p in range(first_new, length)])
+        layer.write(slots, torch.randn(len(slots), 2, 16), torch.randn(len(slots), 2, 16))
+        count = 20 if (common, length, parent) == (0, 20, None) else 1
+        steps.append(SequenceStep(array("i", [0] * count), length - count, array("i", tables[-1]), True))
+    rng.shuffle(steps)
+    steps = [steps[i] for i in batch_order(steps, page_size)]
+    query = torch.randn(len(tree) + 20, 6, 16)
+    expected = attend_reference(query, layer, steps, page_size, 0.3, window)
+    split = plan_attention(steps, page_size, window, query.dtype, CPU, can_split=True)
+    whole = plan_attention(steps, page_size, window, query.dtype, CPU)
+    assert bool(split.splits) == (window != 290)
+    assert not whole.splits
+    for plan in (split, whole):
+        actual = attend(query, layer, plan, 0.3, rounds_scores=True)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attend(query, layer, whole, 0.3), expected, rtol=1e-5, atol=1e-5)
