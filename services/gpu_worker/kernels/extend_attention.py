@@ -56,10 +56,10 @@ def choose_tiling(head_dim: int) -> ExtendTiling:
     if IS_INTERPRETED.value:
         return ExtendTiling(block_m=32, block_n=16, num_warps=4, num_stages=1)
     if head_dim <= 64:
-        return ExtendTiling(block_m=128, block_n=128, num_warps=8, num_stages=2)
+        return ExtendTiling(block_m=128, block_n=64, num_warps=4, num_stages=3, uses_tma=True)
     if head_dim <= 128:
-        return ExtendTiling(block_m=128, block_n=128, num_warps=8, num_stages=2)
-    return ExtendTiling(block_m=128, block_n=64, num_warps=8, num_stages=2)
+        return ExtendTiling(block_m=128, block_n=128, num_warps=8, num_stages=3, uses_tma=True)
+    return ExtendTiling(block_m=128, block_n=64, num_warps=8, num_stages=2, uses_tma=True)
 
 
 def plan_extend(starts: I32, counts: I32, block: int, window: int | None = None) -> I32:

@@ -23,13 +23,13 @@ class TileShape:
 
 
 DECODE_TILES = {
-    64: TileShape(block_tokens=64, num_warps=4, num_stages=4, programs_per_sm=4),
-    128: TileShape(block_tokens=64, num_warps=4, num_stages=3, programs_per_sm=3),
+    64: TileShape(block_tokens=128, num_warps=4, num_stages=4, programs_per_sm=2),
+    128: TileShape(block_tokens=64, num_warps=2, num_stages=4, programs_per_sm=2),
     256: TileShape(block_tokens=32, num_warps=4, num_stages=3, programs_per_sm=3),
 }
 GROUPED_TILES = {
-    64: TileShape(block_tokens=128, num_warps=8, num_stages=3, programs_per_sm=1, block_rows=128),
-    128: TileShape(block_tokens=64, num_warps=8, num_stages=3, programs_per_sm=1, block_rows=128),
+    64: TileShape(block_tokens=128, num_warps=4, num_stages=3, programs_per_sm=2, block_rows=64),
+    128: TileShape(block_tokens=64, num_warps=4, num_stages=3, programs_per_sm=2, block_rows=64),
     256: TileShape(block_tokens=32, num_warps=8, num_stages=2, programs_per_sm=1, block_rows=64),
 }
 

@@ -46,8 +46,10 @@ class ChunkCosts:
 
     @classmethod
     def of_heads(cls, group_size: int, head_dim: int) -> "ChunkCosts":
-        """For an H100: a merge takes about 2 us and 60 ns a part, in which a multiprocessor reads 50 KB and 1.5 KB."""
-        return cls(item=16, split=2 * group_size, merge=12_000 // head_dim, part=384 // head_dim, tail=7)
+        """For an H100: a merge takes about 2 us and 60 ns a part, in which a multiprocessor reads 50 KB and 1.5 KB;
+        tail by measurement."""
+        tail = 14 if head_dim <= 64 else 7
+        return cls(item=16, split=2 * group_size, merge=12_000 // head_dim, part=384 // head_dim, tail=tail)
 
 
 def chunk_sizes(block_tokens: int) -> list[int]:
