@@ -72,9 +72,9 @@ class Inputs:
         shape, num_parts = self.shape, len(self.shape.parts)
         starts, counts = (torch.tensor(column, dtype=torch.int32) for column in zip(*shape.parts, strict=True))
         rows = int(counts.sum())
-        sizes = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        product = self._random(rows, sum(sizes), shape.head_dim)
-        self.query, self.k, self.v = product.split(sizes, dim=1)
+        groups_end, keys_end = shape.num_heads, shape.num_heads + shape.num_kv_heads
+        product = self._random(rows, keys_end + shape.num_kv_heads, shape.head_dim)
+        self.query, self.k, self.v = product[:, :groups_end], product[:, groups_end:keys_end], product[:, keys_end:]
         self.out = torch.empty(rows, shape.num_heads, shape.head_dim, dtype=product.dtype, device=self.device)
         pages = int((starts + counts).max()) // shape.page_size + 1
         order = torch.randperm(pages * num_parts, dtype=torch.int32)
