@@ -32,6 +32,8 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     chunked_prefill_size: Annotated[
         int, NonNegative, help_("prompt tokens computed in one step; 0: 512 on a CPU, 8192 on a GPU")
     ] = 0
+    grammar_memory_mb: Annotated[int, NonNegative, help_("MiB of compiled grammars kept in the worker's memory")] = 256
+    forced_runs: Annotated[bool, help_("compute what a grammar leaves no choice about in one go")] = True
     threads: Annotated[int, NonNegative, help_("CPU threads for the model; 0: all")] = 0
     step_timeout_s: Annotated[
         float, msgspec.Meta(gt=0), help_("a step that takes longer counts as hung, and the process ends")

@@ -15,9 +15,11 @@ from services.gpu_worker.config import Limits, Settings, resolve
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.executor import Executor
+from services.gpu_worker.grammar.library import GrammarLibrary
+from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
 from services.gpu_worker.load import load_executor
 from services.gpu_worker.reporter import Reporter
-from shared.messages import HEARTBEAT_S, Hello
+from shared.messages import HEARTBEAT_S, Admit, Hello
 from shared.service import Context, run_service
 from shared.streams import Bus, plan_stream
 
@@ -42,7 +44,11 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         nonlocal executor
         executor = load(settings, limits)
         executor.warm_up()
-        return Engine(executor, limits.prefill_budget, time.time)
+        return Engine(executor, limits.prefill_budget, time.time, grammars, forces_runs=settings.forced_runs)
+
+    def vocabulary() -> Vocabulary:
+        assert executor is not None
+        return load_vocabulary(settings.model_path, executor.vocab_size)
 
     def hello(epoch: int) -> Hello:
         assert executor is not None
@@ -59,6 +65,7 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
 
     reporter = Reporter(context.bus, context.instance, settings.model_name, hello)
     engine = EngineThread(make_engine, reporter.take)
+    grammars = GrammarLibrary(context.bus, vocabulary, engine.wake, settings.grammar_memory_mb << 20)
     context.bus.outbox.delete(plan_stream(context.instance))
     await context.bus.outbox.flush()
     tasks = [asyncio.create_task(context.registry.run(), name="registry")]
@@ -68,8 +75,9 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         assert executor is not None
         metrics.PAGES.set(executor.num_pages)
         context.registry.update(is_ready=True, model=settings.model_name, max_model_len=executor.max_model_len)
+        grammars.warm_up()
         tasks += [
-            asyncio.create_task(_follow(context.bus, context.instance, engine, reporter), name="plans"),
+            asyncio.create_task(_follow(context.bus, context.instance, engine, reporter, grammars), name="plans"),
             asyncio.create_task(_keep(engine, reporter, settings.step_timeout_s), name="heartbeat"),
         ]
         await _until_first([engine.over, *tasks])
@@ -77,6 +85,7 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await grammars.close()
         if not await engine.stop(STOP_PATIENCE_S if engine.ready.done() else 0):
             log.warning("stopping in the middle of a step")
         reporter.farewell()
@@ -89,12 +98,15 @@ async def _until_first(futures: "Sequence[asyncio.Future[None]]") -> None:
         future.result()
 
 
-async def _follow(bus: Bus, worker: str, engine: EngineThread, reporter: Reporter) -> None:
-    """Hands plans to the engine as they come."""
+async def _follow(bus: Bus, worker: str, engine: EngineThread, reporter: Reporter, grammars: GrammarLibrary) -> None:
+    """Hands plans to the engine as they come; has the grammars that they name fetched meanwhile."""
     stream = plan_stream(worker)
     cursors = {stream: "0"}
     async for deliveries in bus.follow(lambda: cursors):
         for delivery in deliveries:
+            for command in delivery.message.commands:
+                if isinstance(command, Admit) and command.grammar:
+                    grammars.want(command.grammar)
             engine.put(delivery.message)
             reporter.note_read(delivery)
             cursors[stream] = delivery.entry_id

@@ -54,6 +54,8 @@ class Vocabulary:
 
 def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
     """Takes a second or more. Raises InternalError, in one line, when the folder has no tokenizer to be used."""
+    if not any(Path(model_path).glob("*token*")):
+        raise InternalError(f"the worker has no tokenizer to constrain an answer with: there is none in {model_path}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 

@@ -3,22 +3,27 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from services.gpu_worker import main as worker_main
 from services.gpu_worker.config import Settings
 from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.main import EngineHung, serve
 from services.gpu_worker.step import SequenceStep
+from shared import grammar
 from shared.errors import ConfigError
+from shared.grammar import CompiledGrammar
 from shared.messages import (
     Admit,
     Drop,
@@ -39,6 +44,7 @@ from shared.registry import Registry
 from shared.service import Context
 from shared.streams import EVENTS, Bus, plan_stream, shard_stream
 from tests.services.gpu_worker.fake_runner import FakeRunner, expected_outputs
+from tests.services.gpu_worker.grammar import toy
 
 WORKER = "w1"
 SETTINGS = Settings(model_path="/models/tiny-hash", max_running=40, chunked_prefill_size=8)
@@ -374,3 +380,24 @@ async def test_sigterm_in_the_middle_of_a_step_ends_the_process_cleanly(bus: Bus
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_grammar_is_fetched_and_one_that_is_gone_ends_its_sequence_alone(bus: Bus, tmp_path: Path) -> None:
+    toy.save(tmp_path)
+    compiled = toy.compiler().compile_regex("[ab]{3}(the ){4}")
+    record = CompiledGrammar(engine="xgrammar", serialized=compiled.serialize_json().encode())
+    await bus.client.set(bus.key("grammar:there"), grammar.encode(record))
+    runner = FakeRunner(vocab_size=toy.vocabulary().vocab_size)
+    async with a_worker(bus, runner, structs.replace(SETTINGS, model_path=str(tmp_path))) as scheduler:
+        admits = [an_admit(i, [5 + i, 6], range(10 * i, 10 * i + 10), 20) for i in range(3)]
+        scheduler.plan(
+            structs.replace(admits[0], grammar="grammar:gone"),
+            structs.replace(admits[1], grammar="grammar:there"),
+            admits[2],
+        )
+        await scheduler.until(lambda: all(scheduler.ended(i) for i in range(3)), patience_s=60)
+        gone, there, free = (scheduler.ended(i) for i in range(3))
+        assert gone is not None and gone.error is not None and gone.error.status == 503
+        assert there is not None and there.reason is FinishReason.STOP
+        assert re.fullmatch("[ab]{3}(the ){4}", toy.text_of(scheduler.tokens(1)))
+        assert free is not None and free.reason is FinishReason.LENGTH

@@ -2,6 +2,7 @@
 
 import functools
 import random
+from pathlib import Path
 
 import xgrammar
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -96,3 +97,9 @@ def walk(guide: Guide, seed: int, prompt: list[int], limit: int = 400) -> tuple[
             return tokens, num_forced, True
         tokens.append(token)
     return tokens, num_forced, False
+
+
+def save(folder: Path) -> None:
+    """The tokenizer as a model's folder has it."""
+    vocabulary().backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
