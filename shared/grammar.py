@@ -44,6 +44,26 @@ class CompiledGrammar(Record, frozen=True, kw_only=True):
     source: str = ""
 
 
+TEXT_MARKS = frozenset(
+    {
+        "<tool_call>",
+        "</tool_call>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>",
+        "<｜tool▁sep｜>",
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "[/THINK]",
+    }
+)
+"""Special tokens that mark parts of an answer: text to grammars, and shown in constrained answers."""
+
 _decoder = msgspec.msgpack.Decoder(CompiledGrammar)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -61,7 +81,7 @@ def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[i
     """The vocabulary as xgrammar wants it; the same arguments give the same metadata in every process.
 
     backend: the model's tokenizer; vocab_size: width of the logits; stop_token_ids: the model's own EOS ids. Special
-    tokens other than those are never part of an answer that a grammar describes."""
+    tokens other than those and `TEXT_MARKS` are never part of an answer that a grammar describes."""
     import xgrammar
 
     added = backend.get_added_tokens_decoder()
@@ -69,7 +89,8 @@ def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[i
     tokens = [""] * vocab_size
     for token, token_id in vocabulary.items():
         # an empty text is a special token to xgrammar: it may be padding, a marker, but no part of an answer
-        if token_id < vocab_size and not (token_id in added and added[token_id].special):
+        is_hidden = token_id in added and added[token_id].special and token not in TEXT_MARKS
+        if token_id < vocab_size and not is_hidden:
             tokens[token_id] = token
     return xgrammar.TokenizerInfo(
         tokens,

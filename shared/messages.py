@@ -211,7 +211,7 @@ class Open(Message, frozen=True, kw_only=True):
     prompt_tail: the prompt's last few tokens, context for the first output token's text. min_tokens: stop
     strings count once more output tokens than that are there. stop_token_ids: those the client asked for;
     eos_token_ids: the model's, none when ignored. Any of them ends the sequence and is not shown. format: None:
-    the answer is plain text."""
+    the answer is plain text. kept: special tokens that are shown even where others are skipped."""
 
     request_id: str
     reply_to: str
@@ -226,6 +226,7 @@ class Open(Message, frozen=True, kw_only=True):
     stop_token_ids: list[int] = []
     eos_token_ids: list[int] = []
     format: AnswerFormat | None = None
+    kept: list[str] = []
 
 
 class Ended(Record, frozen=True, kw_only=True):

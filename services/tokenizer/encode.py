@@ -13,7 +13,7 @@ from tokenizers import Encoding
 from services.tokenizer.model_files import ModelFiles
 from services.tokenizer.tools import conversation
 from services.tokenizer.tools.dialect import Dialect, dialect_of
-from services.tokenizer.tools.plan import FREE, AnswerPlan, plan
+from services.tokenizer.tools.plan import FREE, AnswerPlan, plain, plan
 from shared.errors import InternalError, InvalidRequest, RequestError
 from shared.messages import (
     ChatPrompt,
@@ -92,11 +92,7 @@ class Encoder:
         for request in requests:
             try:
                 prompt = self._render(request)
-                results.append(
-                    prompt
-                    if isinstance(prompt, Text)
-                    else self._complete(request, prompt, AnswerPlan(None, request.constraint))
-                )
+                results.append(prompt if isinstance(prompt, Text) else self._complete(request, prompt, plain(request)))
             except RequestError as error:
                 results.append(error)
         for add_special_tokens in (False, True):
@@ -134,7 +130,7 @@ class Encoder:
         """The prompt as text, or as token ids if the client gave those."""
         match request.prompt:
             case TextPrompt(text=text):
-                rendered = Text(text, True, AnswerPlan(None, request.constraint))
+                rendered = Text(text, True, plain(request))
             case ChatPrompt() as chat:
                 text = self._render_chat(chat, is_calling=request.tool_calling is not None)
                 rendered = Text(text, False, plan(request, self._dialect, text))
@@ -229,6 +225,7 @@ class Encoder:
                 stop_token_ids=options.stop_token_ids,
                 eos_token_ids=eos_token_ids,
                 format=answer.form,
+                kept=list(answer.kept),
             ),
             constraint=answer.constraint,
             generate=Generate(

@@ -2,7 +2,7 @@
 
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.stop_strings import StopStrings
-from services.tokenizer.tools.answer import AnswerReader, kept_marks
+from services.tokenizer.tools.answer import AnswerReader
 from services.tokenizer.tools.reader import Piece, joined
 from shared.errors import ErrorBody
 from shared.messages import Channel, Delta, Ended, Finished, FinishReason, Open
@@ -68,11 +68,8 @@ class SequenceOutput:
         self.attempt = 0
         self.finished: Finished | None = None
         self.was_cut = False  # a stop string ended it while the worker goes on
-        form = opened.format
-        self._text = detokenizer.stream(
-            unpack_i32(opened.prompt_tail), opened.skip_special_tokens, kept_marks(form) if form else ()
-        )
-        self._reader = AnswerReader(form) if form else None
+        self._text = detokenizer.stream(unpack_i32(opened.prompt_tail), opened.skip_special_tokens, opened.kept)
+        self._reader = AnswerReader(opened.format) if opened.format else None
         self._reasoning_tokens = 0
         self._stops = StopStrings(opened.stop, opened.include_stop_str_in_output) if opened.stop else None
         self._min_tokens = opened.min_tokens

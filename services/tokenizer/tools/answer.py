@@ -49,9 +49,3 @@ class AnswerReader:
             else:
                 read.append(piece)
         return read
-
-
-def kept_marks(form: AnswerFormat) -> tuple[str, ...]:
-    """Texts that the reader must see even where they are special tokens."""
-    calls, marks = FORMATS.get(form.tool_parser), reasoning.FORMATS.get(form.reasoning_parser)
-    return (*(calls.marks if calls else ()), *((marks.begin, marks.end) if marks else ()))

@@ -9,17 +9,20 @@ from services.tokenizer.tools.formats import ENFORCED_ELSE, FORMATS, CallFormat,
 from services.tokenizer.tools.grammar import Json
 from services.tokenizer.tools.reasoning import ReasoningFormat
 from shared.errors import InvalidRequest
+from shared.grammar import TEXT_MARKS
 from shared.messages import AnswerFormat, ChatPrompt, Constraint, Tokenize, ToolCalling
 
 
 class AnswerPlan(NamedTuple):
-    """form: how the answer is read; None: as plain text. constraint: what the decoder enforces."""
+    """form: how the answer is read; None: as plain text. constraint: what the decoder enforces. kept: special tokens
+    that the reader must see, or that are text to the grammar."""
 
-    form: AnswerFormat | None
-    constraint: Constraint | None
+    form: AnswerFormat | None = None
+    constraint: Constraint | None = None
+    kept: tuple[str, ...] = ()
 
 
-FREE = AnswerPlan(None, None)
+FREE = AnswerPlan()
 
 
 class _Calls(NamedTuple):
@@ -34,7 +37,7 @@ def plan(request: Tokenize, dialect: Dialect, rendered: str) -> AnswerPlan:
     """rendered: the prompt as text. Raises InvalidRequest for what cannot be enforced for this model."""
     chat = request.prompt
     if not isinstance(chat, ChatPrompt):
-        return AnswerPlan(None, request.constraint)
+        return plain(request)
     marks, constraint, called = dialect.reasoning, request.constraint, None
     if request.tool_calling is not None and chat.tools:
         called = _calls(request.tool_calling, chat.tools, dialect, constraint)
@@ -46,14 +49,25 @@ def plan(request: Tokenize, dialect: Dialect, rendered: str) -> AnswerPlan:
         constraint = Constraint(kind="structural_tag", source=grammar.tag(form), param=constraint.param)
     split = marks if request.separate_reasoning else None
     if called is None and split is None:
-        return AnswerPlan(None, constraint)
+        return AnswerPlan(constraint=constraint, kept=_kept(constraint))
     answer = AnswerFormat(
         tool_parser=called.form.name if called else "",
         tool_names=called.names if called else [],
         reasoning_parser=split.name if split else "",
         is_reasoning=has_begun,
     )
-    return AnswerPlan(answer, constraint)
+    marks_of_calls = called.form.marks if called else ()
+    marks_of_reasoning = (split.begin, split.end) if split else ()
+    return AnswerPlan(answer, constraint, (*marks_of_calls, *marks_of_reasoning, *_kept(constraint)))
+
+
+def plain(request: Tokenize) -> AnswerPlan:
+    """For an answer that is text from its first character on."""
+    return AnswerPlan(constraint=request.constraint, kept=_kept(request.constraint))
+
+
+def _kept(constraint: Constraint | None) -> tuple[str, ...]:
+    return () if constraint is None else tuple(sorted(TEXT_MARKS))
 
 
 def _calls(calling: ToolCalling, tools: list[Json], dialect: Dialect, constraint: Constraint | None) -> _Calls:

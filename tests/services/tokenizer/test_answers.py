@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.shard_output import Replies, ShardOutput
-from services.tokenizer.tools.answer import kept_marks
-from services.tokenizer.tools.formats import CHOICES
+from services.tokenizer.tools.formats import CHOICES, FORMATS
 from services.tokenizer.tools.reader import Piece, joined
 from shared.messages import AnswerFormat, Channel, Delta, Ended, Finished, FinishReason, Open, Output
 from shared.packing import pack_i32, pack_i64
@@ -43,6 +42,10 @@ def bytes_of(detokenizer: Detokenizer, text: str, marks: Sequence[str] = (*MARKS
 
 def opened(**fields: Any) -> Open:
     return Open(request_id="r", reply_to="g", sequence_ids=[1], num_prompt_tokens=5, prompt_tail=b"", **fields)
+
+
+def thinking(form: AnswerFormat) -> Open:
+    return opened(format=form, kept=["<think>", "</think>"])
 
 
 def answered(
@@ -84,9 +87,8 @@ def pieces_of(deltas: list[Delta]) -> list[Piece]:
 @pytest.mark.parametrize("form", CHOICES)
 def test_calls_come_alike_for_any_batching_of_tokens(detokenizer: Detokenizer, form: str) -> None:
     rng = random.Random(f"answers/{form}")
-    answer_format = AnswerFormat(tool_parser=form, tool_names=NAMES)
-    message = opened(format=answer_format)
-    marks = [mark for mark in MARKS if mark in kept_marks(answer_format)]
+    marks = [mark for mark in MARKS if mark in FORMATS[form].marks]
+    message = opened(format=AnswerFormat(tool_parser=form, tool_names=NAMES), kept=marks)
     for _ in range(6):
         answer = an_answer(rng, form)
         ids = bytes_of(detokenizer, answer.text, marks)
@@ -99,7 +101,8 @@ def test_calls_come_alike_for_any_batching_of_tokens(detokenizer: Detokenizer, f
 
 def test_special_tokens_that_mark_come_through_and_others_do_not(detokenizer: Detokenizer) -> None:
     ids = bytes_of(detokenizer, "a<|im_end|>[TOOL_CALLS]f[ARGS]{}<|python_tag|>")
-    message = opened(format=AnswerFormat(tool_parser="mistral", tool_names=["f"]))
+    marks = ["[TOOL_CALLS]", "[ARGS]"]
+    message = opened(format=AnswerFormat(tool_parser="mistral", tool_names=["f"]), kept=marks)
     deltas, _ = answered(detokenizer, message, ids, [], FinishReason.STOP)
     assert pieces_of(deltas) == [
         Piece(Channel.CONTENT, 0, "a"),
@@ -125,7 +128,7 @@ def test_reasoning(
 ) -> None:
     ids = bytes_of(detokenizer, text)
     for batches in ([], [1] * len(ids), [3] * len(ids)):
-        deltas, finished = answered(detokenizer, opened(format=form), ids, batches, FinishReason.LENGTH)
+        deltas, finished = answered(detokenizer, thinking(form), ids, batches, FinishReason.LENGTH)
         pieces = pieces_of(deltas)
         assert (text_of(pieces, Channel.REASONING), text_of(pieces)) == (reasoning, content)
         assert finished.reasoning_tokens == tokens
@@ -134,7 +137,13 @@ def test_reasoning(
 def test_calls_behind_reasoning(detokenizer: Detokenizer) -> None:
     form = AnswerFormat(tool_parser="hermes", tool_names=["f"], reasoning_parser="think")
     text = '<think>Not yet: <tool_call>{"name": "g"}</think>\n<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    deltas, _ = answered(detokenizer, opened(format=form), bytes_of(detokenizer, text), [], FinishReason.STOP)
+    deltas, _ = answered(
+        detokenizer,
+        thinking(form),
+        bytes_of(detokenizer, text),
+        [],
+        FinishReason.STOP,
+    )
     pieces = pieces_of(deltas)
     assert calls_of(pieces) == [("f", "{}")]
     assert text_of(pieces, Channel.REASONING) == 'Not yet: <tool_call>{"name": "g"}'
@@ -146,7 +155,7 @@ def test_another_owner_of_the_shard_says_the_same(detokenizer: Detokenizer) -> N
     the same kind at the same offsets."""
     form = AnswerFormat(tool_parser="hermes", tool_names=["f"], reasoning_parser="think")
     text = '<think>Hm</think>Well\n<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call> ok'
-    ids, message = bytes_of(detokenizer, text), opened(format=form)
+    ids, message = bytes_of(detokenizer, text), thinking(form)
 
     def kinds(deltas: list[Delta]) -> list[tuple[Channel, int, str]]:
         return [(delta.channel, delta.call, mark) for delta in deltas for mark in delta.text]

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import xgrammar
+from tokenizers import Tokenizer
 from xgrammar import StructuralTag
 from xgrammar.builtin_structural_tag import get_model_structural_tag
 
 from services.tokenizer.tools import grammar
 from services.tokenizer.tools.formats import FORMATS
 from services.tokenizer.tools.reasoning import FORMATS as REASONING
+from shared.grammar import tokenizer_info
 
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {
@@ -146,3 +148,25 @@ def test_arguments_of_tools() -> None:
     assert grammar.arguments_schema({"name": "f", "parameters": {"required": ["a"]}, "strict": False}) == {
         "type": "object"
     }
+
+
+def test_special_tokens_that_mark_calls_are_part_of_answers(byte_level: Tokenizer) -> None:
+    """And those that mark nothing are not."""
+    tokenizer = Tokenizer.from_str(byte_level.to_str())
+    marks = [*FORMATS["mistral"].marks, *FORMATS["deepseek_v3"].marks]
+    tokenizer.add_special_tokens(marks)
+    info = tokenizer_info(tokenizer, tokenizer.get_vocab_size(), [1])
+    assert [info.decoded_vocab[tokenizer.token_to_id(mark)].decode() for mark in marks] == marks
+    compiler = xgrammar.GrammarCompiler(info)
+    for name in ("mistral", "mistral_args", "deepseek_v3"):
+        spelled = spelling_of(name).calls([("f", '{"a": 1}')])
+        ids = tokenizer.encode(spelled, add_special_tokens=False).ids
+        assert len(ids) < len(spelled)
+        for form in (
+            grammar.calls(TOOLS, spelling_of(name), several=True),
+            grammar.text_with_calls(TOOLS, spelling_of(name), several=True),
+        ):
+            matcher = xgrammar.GrammarMatcher(compiler.compile_structural_tag(grammar.tag(form)))
+            assert all(matcher.accept_token(token_id) for token_id in [*ids, 1])
+    free = xgrammar.GrammarMatcher(compiler.compile_structural_tag(grammar.tag({"type": "any_text"})))
+    assert not free.accept_token(tokenizer.token_to_id("<|im_start|>"))

@@ -14,7 +14,9 @@ from services.tokenizer.tools import grammar
 from services.tokenizer.tools.dialect import dialect_of
 from services.tokenizer.tools.formats import FORMATS
 from services.tokenizer.tools.reader import joined
+from services.tokenizer.tools.reasoning import FORMATS as REASONING
 from shared.errors import ConfigError, InvalidRequest, RequestError
+from shared.grammar import TEXT_MARKS
 from shared.messages import AnswerFormat, ChatPrompt, Constraint, TextPrompt, Tokenize, ToolCalling
 from shared.packing import unpack_i32
 from tests.services.tokenizer.tools import templates
@@ -98,6 +100,7 @@ def test_an_answer_that_may_call_is_free(run: Run) -> None:
     text, encoded = run(templates.QWEN, tool_calling=ToolCalling())
     assert '{"type": "function", "function": {"name": "f"' in text
     assert encoded.open.format == AnswerFormat(tool_parser="hermes", tool_names=["f", "g"])
+    assert encoded.open.kept == ["<tool_call>", "</tool_call>"]
     assert encoded.constraint is None
 
 
@@ -172,6 +175,7 @@ def test_a_form_that_is_not_read_is_refused(run: Run) -> None:
 def test_reasoning_is_looked_for_where_the_template_knows_it(run: Run) -> None:
     _, encoded = run(templates.QWEN_THINKING, tools=None, separate_reasoning=True)
     assert encoded.open.format == AnswerFormat(reasoning_parser="think")
+    assert encoded.open.kept == ["<think>", "</think>"]
     _, encoded = run(templates.QWEN_THINKING, tools=None)
     assert encoded.open.format is None
     _, encoded = run(templates.QWEN, tools=None, separate_reasoning=True)
@@ -244,6 +248,17 @@ def test_a_completion_is_held_to_its_constraint_from_the_start(model: Any) -> No
     )
     assert isinstance(result, Encoded)
     assert (result.constraint, result.open.format) == (SCHEMA, None)
+    assert set(result.open.kept) == TEXT_MARKS
+
+
+def test_the_marks_of_what_is_enforced_are_text_to_grammars() -> None:
+    for form in FORMATS.values():
+        spelling = form.spelling
+        if spelling is not None:
+            spelled = spelling.calls([("f", "{}"), ("g", "{}")])
+            assert {mark for mark in form.marks if mark in spelled} <= TEXT_MARKS
+    for marks in REASONING.values():
+        assert {marks.begin, marks.end} <= TEXT_MARKS
 
 
 # ----------------------------------------------------------------------------------- conversations
