@@ -8,6 +8,7 @@ import pytest
 import torch
 from msgspec import structs
 
+from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.philox import uniform
 from services.gpu_worker.sampler import Sampler
 from services.gpu_worker.sampling_state import SamplingState
@@ -284,3 +285,43 @@ def test_minus_infinity_is_never_drawn() -> None:
     for sampling in (Sampling(), Sampling(top_k=10), Sampling(top_p=0.99), Sampling(temperature=100.0)):
         rows = [a_row(structs.replace(sampling, seed=seed), 400) for seed in range(50)]
         assert set(Sampler(400).sample(logits.repeat(50, 1), rows)) == {3, 300}
+
+
+@pytest.mark.parametrize("vocab_size", [64, 97, 1000])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_masked_row_draws_from_what_is_allowed_and_the_others_do_not_feel_it(
+    vocab_size: int, temperature: float
+) -> None:
+    rng = np.random.default_rng(vocab_size)
+    rows = [a_row(Sampling(temperature=temperature, seed=i, top_k=7 * (i % 2)), vocab_size) for i in range(12)]
+    logits = torch.from_numpy(rng.normal(size=(len(rows), vocab_size)).astype(np.float32))
+    free = Sampler(vocab_size).sample(logits.clone(), rows)
+    width = -(-vocab_size // 32)
+    masked = [3, 4, 9]
+    bits = rng.integers(-(2**31), 2**31, (3, width)).astype(np.int32) & rng.integers(0, 2**31, (3, width)).astype(
+        np.int32
+    )
+    sampled = Sampler(vocab_size).sample(logits.clone(), rows, Masks(masked, bits))
+    for row, (token, alone) in enumerate(zip(sampled, free, strict=True)):
+        if row not in masked:
+            assert token == alone
+            continue
+        allowed = {t for t in range(vocab_size) if bits[masked.index(row), t // 32] >> (t % 32) & 1}
+        assert token in allowed
+        rest = logits[row].clone()
+        rest[[t for t in range(vocab_size) if t not in allowed]] = -math.inf
+        assert token == sample_one(rest, rows[row])
+
+
+def test_a_row_that_may_draw_nothing_is_no_number_and_spoils_no_other() -> None:
+    rows = [a_row(GREEDY, 40), a_row(Sampling(temperature=1.0), 40), a_row(GREEDY, 40)]
+    logits = torch.zeros(3, 40)
+    bits = np.zeros((2, 2), np.int32)
+    bits[1, 1] = ~0xFF  # nothing but bits past the vocabulary's end
+    assert Sampler(40).sample(logits, rows, Masks([1, 2], bits)) == [0, None, None]
+
+
+def test_a_mask_does_not_let_in_what_is_barred() -> None:
+    row = a_row(Sampling(temperature=0.0, min_tokens=3), 40, stop=[5])
+    bits = np.array([[1 << 5 | 1 << 9, 0]], np.int32)
+    assert Sampler(40).sample(torch.zeros(1, 40), [row], Masks([0], bits)) == [9]

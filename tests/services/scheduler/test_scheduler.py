@@ -133,6 +133,20 @@ def test_retraction_takes_the_newest_and_keeps_its_pages_as_cache() -> None:
     assert worker.num_retracted >= 1
 
 
+def test_every_admission_names_the_grammar() -> None:
+    worker = FakeWorker(num_pages=10, page_size=4, budget=64)
+    world = a_world(worker)
+    free, bound = world.arrive([0, 1, 2, 3] * 3, 24)[0], world.arrive([4, 3, 2, 1] * 3, 24, grammar="grammar:x")[0]
+    grammars: dict[int, list[str]] = {free: [], bound: []}
+    while world.scheduler.sequences:
+        for admit in commands(worker, Admit):
+            assert isinstance(admit, Admit)
+            grammars[admit.sequence_id].append(admit.grammar)
+        step(world)
+    assert grammars == {free: [""], bound: ["grammar:x"] * worker.num_retracted + ["grammar:x"]}
+    assert worker.num_retracted >= 1
+
+
 def test_longest_prefix_first() -> None:
     worker = FakeWorker(num_pages=100, page_size=4, max_running=1, budget=64)
     world = a_world(worker)

@@ -46,6 +46,7 @@ class World:
         salt: str = "",
         deadline: float | None = None,
         priority: int = 0,
+        grammar: str = "",
     ) -> list[int]:
         """One request; returns its sequence ids."""
         self.entries += 1
@@ -63,6 +64,7 @@ class World:
             cache_salt=salt,
             priority=priority,
             arrival=self.now,
+            grammar=grammar,
         )
         self.apply(Arrived(message, f"{self.entries}-0", deadline=deadline))
         return ids

@@ -307,3 +307,19 @@ def test_a_sequence_that_nobody_ends_fails_in_time(detokenizer: Detokenizer) -> 
     assert [error.status for error in errors if error] == [503, 503]
     assert reader.aborts == [1, 2]
     assert len(shard) == 0
+
+
+def test_forced_tokens_are_counted_once_however_they_come(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode(TEXT, add_special_tokens=False).ids
+    shard = ShardOutput(Detokenizer(byte_level))
+    shard.open(opened(1), "1-0", 0.0)
+    late = tokens((1, 2, ids[2]), (1, 3, ids[3]), (1, 4, ids[4]), forced=pack_i32([0, 2]))
+    shard.output(late, 0.0)
+    shard.output(late, 0.0)
+    shard.output(tokens((1, 0, ids[0]), (1, 1, ids[1]), forced=pack_i32([0])), 0.0)
+    shard.output(late, 0.0)
+    shard.output(tokens((1, 5, ids[5]), ended=[stopped(1, 6)]), 0.0)
+    reader = Reader()
+    reader.take(shard)
+    assert reader.finished[1].forced_tokens == 3
+    assert reader.finished[1].num_tokens == 6
