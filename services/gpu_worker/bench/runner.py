@@ -8,7 +8,7 @@ import torch
 
 from services.gpu_worker.bench.case import Case
 
-GRAPH_US = 2000.0  # calls are put in a graph until it runs so long
+GRAPH_US = 2000.0
 MAX_CALLS = 256
 REPLAYS = 30
 
@@ -66,20 +66,24 @@ def time_case(kernel: str, case: Case, ceilings: Ceilings) -> Timing:
     return Timing(kernel, case.name, us, gb_s, tflop_s, share)
 
 
-def time_us(run: Callable[[], object], can_capture: bool = True) -> float:
-    """Median microseconds of one call. Captured, launch gaps are those of a graph's replay."""
+def time_us(
+    run: Callable[[], object], can_capture: bool = True, graph_us: float = GRAPH_US, replays: int = REPLAYS
+) -> float:
+    """Median microseconds of one call. Captured, launch gaps are those of a graph's replay.
+
+    graph_us: calls are put in a graph until it runs so long."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
     if not can_capture:
-        return _median_us(run, REPLAYS)
+        return _median_us(run, replays)
     once = _median_us(run, 3)
-    calls = max(1, min(MAX_CALLS, round(GRAPH_US / once)))
+    calls = max(1, min(MAX_CALLS, round(graph_us / once)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):
             run()
-    return _median_us(graph.replay, REPLAYS) / calls
+    return _median_us(graph.replay, replays) / calls
 
 
 def _median_us(run: Callable[[], object], repeat: int) -> float:

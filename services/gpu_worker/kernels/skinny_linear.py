@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from services.gpu_worker.kernels.dot import dot_add
+from services.gpu_worker.kernels.dot import IS_INTERPRETED, dot_add
 
 MAX_ROWS = 64
 
@@ -69,6 +69,13 @@ class Workspace:
 def block_rows(rows: int, config: SkinnyConfig) -> int:
     """Columns of y's tile: kernels are compiled for 1 (without matrix units), 8, 16, 32 and 64 rows of x."""
     return max(8, triton.next_power_of_2(rows)) if config.uses_dot else 1
+
+
+def prefetch_bytes(config: SkinnyConfig, width: int) -> int:
+    """What may be fetched ahead of a row: 16 bytes at a time, and not past the row's end in the shortest split."""
+    per_split = triton.cdiv(triton.cdiv(width, config.block_k), config.split_k) * config.block_k
+    shortest = max(0, width - (config.split_k - 1) * per_split)
+    return min(config.prefetch, 2 * shortest) // 16 * 16 if width % 8 == 0 else 0
 
 
 def skinny_linear_reference(
@@ -340,6 +347,7 @@ def skinny_linear(
     tiles = triton.cdiv(weight.shape[0], config.block_n)
     workspace = Workspace(x.device) if workspace is None else workspace
     workspace.reserve(rows, weight.shape[0], config)
+    is_dependent = config.is_dependent and not IS_INTERPRETED.value
     _skinny_linear_kernel[(tiles, config.split_k)](
         x, weight,
         weight if bias is None else bias,
@@ -361,10 +369,10 @@ def skinny_linear(
         BLOCK_K=config.block_k,
         SPLIT_K=config.split_k,
         STAGES=config.num_stages,
-        IS_DEPENDENT=config.is_dependent,
-        PREFETCH=min(config.prefetch, width * x.element_size()) if width % 8 == 0 else 0,
+        IS_DEPENDENT=is_dependent,
+        PREFETCH=prefetch_bytes(config, width) if is_dependent else 0,
         num_warps=config.num_warps,
-        launch_pdl=config.is_dependent,
+        launch_pdl=is_dependent,
     )  # fmt: skip
     return out
 
