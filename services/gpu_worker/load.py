@@ -6,11 +6,21 @@ import torch
 
 from services.gpu_worker.config import Limits, Settings
 from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.model_config import load_config, native_obstacle
 from services.gpu_worker.runner import load_runner
 
 
 def load_executor(settings: Settings, limits: Limits) -> Executor:
-    """The model with its page pool, ready for sequences. Raises ConfigError."""
+    """The model with its page pool, ready for sequences. Raises ConfigError.
+
+    On a GPU the native decoder runs ahead in Triton kernels; other models, and every model on a CPU, run a step at a
+    time in PyTorch's."""
+    if torch.device(limits.device).type == "cuda" and settings.model_impl != "transformers":
+        config = load_config(settings.model_path)
+        if native_obstacle(config) is None:
+            from services.gpu_worker.cuda.load import load_cuda_executor  # Triton is not there for every CPU
+
+            return load_cuda_executor(config, settings, limits)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     runner = load_runner(
         settings.model_path,

@@ -17,7 +17,7 @@ from services.gpu_worker.kernels.skinny_linear import Workspace, skinny_linear
 class FusedLinear:
     """norm(x) W^T + b, then the activation or the residual.
 
-    weight: [outputs, inputs], contiguous, bfloat16 or float16; bias: [outputs]; norm_weight: [inputs], of the RMSNorm
+    weight: [outputs, inputs], contiguous, bfloat16 or float16, or float32, which always goes by cuBLAS; bias: [outputs]; norm_weight: [inputs], of the RMSNorm
     before the product. silu_and_mul: weight is [gate; up], the result silu(gate) * up. table and workspace are shared
     by all products of a stream; graphs are captured after the last product was made."""
 
@@ -42,7 +42,7 @@ class FusedLinear:
         self._table = table
         self._workspace = workspace
         for rows in BUCKETS:
-            choice = table.choose(self.shape, rows)
+            choice = self._choose(rows)
             if choice is not None:
                 workspace.reserve(rows, weight.shape[0], choice)
 
@@ -50,7 +50,10 @@ class FusedLinear:
         """x [N, inputs], residual [N, outputs] -> [N, outputs], half of that with the activation.
 
         in_place: the sum is written to `residual`, and returned."""
-        return self.run(self._table.choose(self.shape, x.shape[0]), x, residual, in_place=in_place)
+        return self.run(self._choose(x.shape[0]), x, residual, in_place=in_place)
+
+    def _choose(self, rows: int) -> Choice:
+        return None if self._weight.dtype is torch.float32 else self._table.choose(self.shape, rows)
 
     def run(self, choice: Choice, x: Tensor, residual: Tensor | None = None, *, in_place: bool = False) -> Tensor:
         """As a call, on a way that the caller chooses."""

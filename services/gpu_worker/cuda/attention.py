@@ -1,0 +1,107 @@
+"""A step's attention on a GPU: one plan for all layers, kernels for rows that decode and for chunks in prefill."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from services.gpu_worker.cuda.step_rows import StepRows
+from services.gpu_worker.kernels.decode_attention import decode_attention
+from services.gpu_worker.kernels.extend_attention import choose_tiling, extend_attention
+from services.gpu_worker.kernels.group_tables import DeviceGroups
+from services.gpu_worker.kernels.work_list import DecodePlan
+from services.gpu_worker.kv_cache import LayerPages
+from services.gpu_worker.model_config import DecoderConfig
+from services.gpu_worker.prefix_groups import MAX_DEPTH, GroupTables
+
+
+class StepAttention:
+    """The plans and scratch of attention, made once for up to max_decode rows that decode.
+
+    `begin` once a step, then `attend` in every layer. Groups serve layers that see everything before them."""
+
+    def __init__(self, config: DecoderConfig, max_decode: int, page_size: int, device: torch.device) -> None:
+        num_kv_heads, head_dim = config.num_kv_heads, config.head_dim
+        group_size = config.num_heads // num_kv_heads
+        max_partials = MAX_DEPTH * max_decode
+        self._page_size = page_size
+        self._scale = head_dim**-0.5
+        self._tiling = choose_tiling(head_dim)
+        self.tile_rows = self._tiling.rows(group_size)
+        self._groups = DeviceGroups(max_decode, max_partials, num_kv_heads, group_size, head_dim, device)
+        self._plans = {
+            window: DecodePlan(
+                max_decode,
+                None,
+                num_kv_heads,
+                group_size,
+                head_dim,
+                device,
+                window=window,
+                max_group_partials=0 if window is not None else max_partials,
+            )
+            for window in set(config.windows)
+        }
+        self._rows: StepRows | None = None
+        self._num_decode = self._num_tiles = 0
+        self._used_groups: DeviceGroups | None = None
+
+    def load_groups(self, tables: GroupTables, seats: npt.NDArray[np.int32]) -> None:
+        """Which prefixes the rows that decode share, for steps with has_groups."""
+        self._groups.load(tables, seats.tolist())
+
+    def begin(self, rows: StepRows, *, num_decode: int, num_tiles: int, has_groups: bool) -> None:
+        """num_decode: rows, from the first, among which sequences in decode are; num_tiles: places in the list of
+        tiles of chunks, 0 without chunks."""
+        self._rows, self._num_decode, self._num_tiles = rows, num_decode, num_tiles
+        self._used_groups = self._groups if has_groups else None
+        if not num_decode:
+            return
+        for window, plan in self._plans.items():
+            groups = self._used_groups if window is None else None
+            plan.update(rows.lengths[:num_decode], rows.seats[:num_decode], groups)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, page_tables: Tensor, pages: LayerPages, window: int | None
+    ) -> Tensor:
+        """query [N, H, D], the step's own keys and values [N, Hkv, D], which are in the pages too -> [N, H, D]."""
+        rows = self._rows
+        assert rows is not None
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        count = self._num_decode
+        if count:  # writes zeros where no sequence decodes, which chunks then overwrite
+            decode_attention(
+                query[:count],
+                pages.keys,
+                pages.values,
+                out[:count],
+                rows.seats[:count],
+                rows.lengths[:count],
+                page_tables,
+                self._plans[window],
+                page_size=self._page_size,
+                scale=self._scale,
+                window=window,
+                groups=self._used_groups if window is None else None,
+            )
+        if self._num_tiles:
+            extend_attention(
+                query,
+                keys,
+                values,
+                pages.keys,
+                pages.values,
+                page_tables,
+                rows.part_seats,
+                rows.part_firsts,
+                rows.part_starts,
+                rows.part_counts,
+                rows.tiles(self._num_tiles),
+                rows.num_tiles,
+                out,
+                self._page_size,
+                self._scale,
+                window,
+                tiling=self._tiling,
+            )
+        return out

@@ -1,0 +1,84 @@
+"""A model folder to a `CudaExecutor`: weights first, then as many pages as the largest step leaves room for."""
+
+import logging
+import time
+
+import torch
+from transformers import PretrainedConfig
+
+from services.gpu_worker.config import Limits, Settings
+from services.gpu_worker.cuda.decoder import CudaDecoder
+from services.gpu_worker.cuda.executor import CudaExecutor
+from services.gpu_worker.kv_cache import KVShape, PagePool
+from services.gpu_worker.memory import GIB, gib
+from services.gpu_worker.model_config import DecoderConfig, context_length, decoder_config, model_dtype
+from services.gpu_worker.pool_plan import PoolPlan
+from services.gpu_worker.rope import Rope
+from services.gpu_worker.weights import Checkpoint, RandomWeights
+from shared.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_MEASURED_TOKENS = 64
+_RESERVE = GIB + GIB // 2
+"""For what is not allocated through torch or only later: graphs, kernels, the libraries' own buffers."""
+
+
+@torch.inference_mode()
+def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Limits) -> CudaExecutor:
+    """For a config without a `native_obstacle`. Raises ConfigError with one line for whatever cannot be used."""
+    started = time.monotonic()
+    device = torch.device(limits.device)
+    torch.cuda.set_device(device)
+    shape = decoder_config(config)
+    dtype = model_dtype(config, settings.dtype)
+    if dtype is torch.float32:
+        raise ConfigError("dtype float32 is not served by the native decoder on a GPU: choose bfloat16 or float16")
+    max_length = context_length(config, settings.max_model_len)
+    kv = KVShape(shape.num_layers, shape.num_kv_heads, shape.head_dim)
+    plan = PoolPlan(
+        settings.page_size, settings.num_pages, limits.kv_memory_bytes or 0, settings.max_model_len, device, dtype
+    )
+    plan.check_fits(shape.num_weights * dtype.itemsize)
+    model = _load_model(config, shape, settings, dtype, device, max_length)
+    loaded = time.monotonic()
+
+    def executor(num_pages: int) -> CudaExecutor:
+        pool = PagePool(num_pages, settings.page_size, kv, dtype, device)
+        return CudaExecutor(
+            model,
+            pool,
+            num_seats=limits.max_running,
+            prefill_budget=limits.prefill_budget,
+            max_model_len=max_length,
+        )
+
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    executor(-(-_MEASURED_TOKENS // settings.page_size)).run_largest_step()
+    torch.cuda.synchronize(device)
+    overhead = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    num_pages = plan.num_pages_beside(overhead + _RESERVE, kv)
+    made = executor(num_pages)
+    log.info(
+        "loaded %s (%s, %s, %s): weights in %.1f s; %s for the largest step; %d pages of %d tokens, sequences up to %d",
+        settings.model_path, config.model_type, dtype, device, loaded - started, gib(overhead), num_pages,
+        settings.page_size, made.max_model_len,
+    )  # fmt: skip
+    return made
+
+
+def _load_model(
+    config: PretrainedConfig,
+    shape: DecoderConfig,
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_length: int,
+) -> CudaDecoder:
+    rope = Rope(config, shape.head_dim, device)
+    if settings.load_format == "dummy":
+        return CudaDecoder(shape, rope, RandomWeights(settings.seed, dtype, device), max_length)
+    with Checkpoint(settings.model_path, dtype, device) as weights:
+        return CudaDecoder(shape, rope, weights, max_length)

@@ -1,0 +1,104 @@
+"""From logits to the next token of every seat, on the device: a launch or a few, captured where the rows ask for
+nothing special."""
+
+from array import array
+from collections.abc import Sequence as Many
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.gpu_worker.cuda.graphs import Graphs
+from services.gpu_worker.cuda.seats import Seats
+from services.gpu_worker.cuda.special import SpecialSeats
+from services.gpu_worker.cuda.staging import Staging
+from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.kernels.adjust_logits import Masks as DeviceMasks
+from services.gpu_worker.kernels.adjust_logits import adjust_logits
+from services.gpu_worker.kernels.advance import SeatState, advance
+from services.gpu_worker.kernels.argmax import ArgmaxScratch, argmax
+from services.gpu_worker.kernels.penalties import Penalties
+from services.gpu_worker.kernels.sample import SampleScratch, sample
+from services.gpu_worker.kernels.sample_filtered import sample_filtered
+from services.gpu_worker.kernels.sampling_table import SamplingTable
+from services.gpu_worker.sampling_state import SamplingState
+from services.gpu_worker.sequence import Sequence
+
+
+class SeatSampler:
+    """Chooses tokens and moves the seats on to them."""
+
+    def __init__(self, seats: Seats, vocab_size: int, max_rows: int, device: torch.device) -> None:
+        self._table = SamplingTable(
+            seats.temperature, seats.top_p, seats.min_p, seats.top_k, seats.seed, seats.output_index
+        )
+        self._state = SeatState(
+            seats.last_token,
+            seats.position,
+            seats.output_index,
+            history=torch.zeros(2, max_rows, dtype=torch.int32, device=device),
+            slot=torch.zeros(1, dtype=torch.int32, device=device),
+        )
+        self._argmax = ArgmaxScratch.allocate(max_rows, vocab_size, device)
+        self._sample = SampleScratch.allocate(max_rows, vocab_size, device)
+        self._special = SpecialSeats(len(seats.last_token), vocab_size, device)
+        self._device = device
+
+    def take(self, sequence: Sequence) -> None:
+        self._special.take(sequence)
+
+    def append(self, sequence: Sequence, token_ids: "array[int]") -> None:
+        """Output tokens that were not sampled."""
+        self._special.append(sequence, token_ids)
+
+    def flush(self, staging: Staging) -> None:
+        self._special.flush(staging)
+
+    def choose(
+        self,
+        logits: Tensor,
+        seats: Tensor,
+        tokens: Tensor,
+        states: Many[SamplingState],
+        masks: Masks | None,
+        graphs: Graphs,
+        staging: Staging,
+    ) -> None:
+        """logits float32 [L, V], changed; seats int32 [L]; tokens int32 [L] to be filled. states: of the first rows;
+        the others have no seat."""
+        has_penalties = any(state.has_penalties for state in states)
+        if (
+            masks is not None
+            or has_penalties
+            or any(state.sampling.logit_bias or state.sampling.min_tokens for state in states)
+        ):
+            adjust_logits(
+                logits,
+                seats,
+                self._state.output_index,
+                self._special.named,
+                self._special.penalties if has_penalties else None,
+                None if masks is None else self._to_device(masks, len(tokens), staging),
+            )
+        is_greedy = all(state.is_greedy for state in states)
+        if has_penalties:  # rare, and their buffers are not there from the start
+            self._choose(logits, seats, tokens, is_greedy=is_greedy, penalties=self._special.penalties)
+        else:
+            key = ("greedy" if is_greedy else "random", len(tokens))
+            graphs.run(key, lambda: self._choose(logits, seats, tokens, is_greedy=is_greedy))
+
+    def _choose(
+        self, logits: Tensor, seats: Tensor, tokens: Tensor, *, is_greedy: bool, penalties: Penalties | None = None
+    ) -> None:
+        if is_greedy:
+            argmax(logits, seats, self._argmax, tokens)
+        else:
+            sample(logits, seats, self._table, self._sample, tokens)
+            sample_filtered(logits, seats, self._table, self._sample, tokens)
+        advance(tokens, seats, self._state, penalties)
+
+    def _to_device(self, masks: Masks, num_rows: int, staging: Staging) -> DeviceMasks:
+        mask_rows = np.full(num_rows, -1, np.int32)
+        mask_rows[masks.rows] = np.arange(len(masks.rows), dtype=np.int32)
+        bits = staging.to_device(masks.bits, self._device).view(masks.bits.shape)
+        return DeviceMasks(bits, staging.to_device(mask_rows, self._device))

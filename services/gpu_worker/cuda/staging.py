@@ -1,0 +1,45 @@
+"""Small arrays on their way to the device, without waiting for it."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Staging:
+    """Pinned memory in `depth` parts, taken in turn: a step's arrays lie in one part until the step has run. The caller
+    sees to it that no more than depth - 1 steps are under way when it turns to the next part."""
+
+    def __init__(self, num_bytes: int, depth: int, device: torch.device) -> None:
+        self._parts = [
+            torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(depth)
+        ]
+        self._turn = 0
+        self._used = 0
+
+    def next_step(self) -> None:
+        self._turn = (self._turn + 1) % len(self._parts)
+        self._used = 0
+
+    def upload(self, target: Tensor, values: npt.NDArray[np.generic]) -> None:
+        """Copies `values` to the front of `target`, flattened, in the order of the current stream."""
+        source = self._place(values)
+        target.view(-1)[: source.numel()].copy_(source, non_blocking=True)
+
+    def to_device(self, values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+        """A new tensor on the device."""
+        source = self._place(values)
+        return source.to(device, non_blocking=True) if device.type == "cuda" else source.clone()
+
+    def _place(self, values: npt.NDArray[np.generic]) -> Tensor:
+        values = np.ascontiguousarray(values)
+        part = self._parts[self._turn]
+        start = -(-self._used // 16) * 16
+        end = start + values.nbytes
+        if end > len(part):  # more than was planned for: take a part of its own, which torch keeps until it is copied
+            source = torch.from_numpy(values.reshape(-1).copy())
+            return source.pin_memory() if part.is_pinned() else source
+        self._used = end
+        source = part[start:end].view(torch.from_numpy(values[:0].reshape(-1)).dtype)
+        source.copy_(torch.from_numpy(values.reshape(-1)))
+        return source

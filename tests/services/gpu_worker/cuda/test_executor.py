@@ -1,0 +1,179 @@
+"""The executor of GPUs beside the one that runs step by step in PyTorch: the same weights, plans and tokens."""
+
+from array import array
+
+import pytest
+import torch
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+
+from services.gpu_worker.cuda.decoder import CudaDecoder
+from services.gpu_worker.cuda.executor import CudaExecutor
+from services.gpu_worker.decoder import Decoder
+from services.gpu_worker.engine import Engine
+from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.kv_cache import KVShape, PagePool
+from services.gpu_worker.model_config import decoder_config
+from services.gpu_worker.rope import Rope
+from services.gpu_worker.runner import ModelRunner
+from services.gpu_worker.weights import RandomWeights
+from shared.messages import Admit, Drop, Grant, Plan, Retract, Sampling
+from shared.packing import pack_i32, unpack_i32, unpack_i64
+
+VOCAB = 211
+PAGE = 4
+NUM_PAGES = 120
+SEATS = 12
+BUDGET = 16
+LENGTH = 160
+GREEDY = Sampling(temperature=0.0)
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LENGTH,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**COMMON, head_dim=32, tie_word_embeddings=True),
+}
+DTYPE = torch.float32
+
+
+def a_pool(config: PretrainedConfig, device: torch.device) -> PagePool:
+    shape = decoder_config(config)
+    pool = PagePool(NUM_PAGES, PAGE, KVShape(shape.num_layers, shape.num_kv_heads, shape.head_dim), DTYPE, device)
+    pool.storage.fill_(torch.nan)
+    return pool
+
+
+def by_steps(config: PretrainedConfig) -> Executor:
+    cpu = torch.device("cpu")
+    shape = decoder_config(config)
+    decoder = Decoder(shape, Rope(config, shape.head_dim, cpu), RandomWeights(3, DTYPE, cpu, 0.3))
+    return StepExecutor(ModelRunner(decoder, a_pool(config, cpu), VOCAB, LENGTH), SEATS)
+
+
+def on_device(config: PretrainedConfig, device: torch.device) -> CudaExecutor:
+    """Weights are drawn on the CPU: a GPU's generator draws others."""
+    shape = decoder_config(config)
+
+    class Moved(RandomWeights):
+        def get(self, name: str, *shape: int) -> torch.Tensor:
+            return super().get(name, *shape).to(device)
+
+    weights = Moved(3, DTYPE, torch.device("cpu"), 0.3)
+    decoder = CudaDecoder(shape, Rope(config, shape.head_dim, device), weights, LENGTH)
+    return CudaExecutor(decoder, a_pool(config, device), num_seats=SEATS, prefill_budget=BUDGET, max_model_len=LENGTH)
+
+
+class Run:
+    """Everything that an engine reported."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.engine = Engine(executor, BUDGET, lambda: 1.0)
+        self.number = 0
+        self.tokens: dict[int, list[int]] = {}
+        self.ended: dict[int, str] = {}
+
+    def plan(self, *commands: Admit | Grant | Drop | Retract) -> None:
+        self.number += 1
+        self.engine.apply(Plan(epoch=self.engine.epoch, number=self.number, commands=list(commands)))
+
+    def step(self, times: int = 1) -> bool:
+        for _ in range(times):
+            if self.engine.step() is None:
+                return False
+            self.look()
+        return True
+
+    def finish(self) -> None:
+        while self.step():
+            pass
+        self.look()
+
+    def look(self) -> None:
+        report = self.engine.take_report()
+        if report is None:
+            return
+        progress = report.progress("w", 1.0)
+        arrays = (unpack_i64(progress.sequence_ids), unpack_i32(progress.indices), unpack_i32(progress.token_ids))
+        for sequence_id, index, token in zip(*arrays, strict=True):
+            tokens = self.tokens.setdefault(sequence_id, [])
+            assert index == len(tokens)
+            tokens.append(token)
+        self.ended |= {one.sequence_id: one.reason.value for one in progress.ended}
+
+
+def an_admit(
+    sequence_id: int,
+    token_ids: list[int],
+    pages: list[int],
+    *,
+    cached: int = 0,
+    copy_from: int | None = None,
+    max_tokens: int = 6,
+    sampling: Sampling = GREEDY,
+    stop: list[int] | None = None,
+) -> Admit:
+    return Admit(
+        sequence_id=sequence_id,
+        shard=sequence_id % 2,
+        token_ids=pack_i32(array("i", token_ids)),
+        num_prompt=len(token_ids),
+        cached=cached,
+        copy_from=copy_from,
+        page_table=pack_i32(array("i", pages)),
+        sampling=sampling,
+        stop_token_ids=stop or [],
+        max_tokens=max_tokens,
+    )
+
+
+def a_prompt(length: int, salt: int = 0) -> list[int]:
+    return [(7 * i * i + 3 * i + salt) % VOCAB for i in range(length)]
+
+
+def history(run: Run) -> None:
+    """Chunks, shared and copied prefixes, joins and leaves, stalls, seats that are taken over."""
+    shared = a_prompt(16)
+    run.plan(
+        an_admit(1, shared + a_prompt(3, 1), list(range(10)), max_tokens=12),
+        an_admit(2, a_prompt(37, 2), list(range(10, 24)), max_tokens=9),
+        an_admit(3, shared + a_prompt(5, 3), [0, 1, 2, 3, *range(24, 30)], cached=16, max_tokens=8),
+        an_admit(4, a_prompt(1, 4), [30, 31], max_tokens=20),
+    )
+    run.step(5)
+    run.plan(
+        an_admit(5, shared[:14] + a_prompt(2, 5), [0, 1, 2, *range(32, 38)], cached=14, copy_from=3, max_tokens=7),
+        Grant(sequence_id=4, pages=pack_i32(array("i", range(38, 42)))),
+        an_admit(6, shared + a_prompt(4, 6), [0, 1, 2, 3, *range(42, 48)], cached=16, max_tokens=15),
+        an_admit(7, shared + a_prompt(6, 7), [0, 1, 2, 3, *range(48, 54)], cached=16, max_tokens=3),
+    )
+    run.step(3)
+    run.plan(Retract(sequence_ids=[2]), an_admit(8, a_prompt(9, 8), list(range(10, 20)), max_tokens=10))
+    run.step(2)
+    run.plan(
+        Drop(sequence_ids=[6]),
+        *(an_admit(9 + i, a_prompt(3 + i, i), [60 + 3 * i, 61 + 3 * i, 62 + 3 * i]) for i in range(5)),
+    )
+    run.finish()
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(family: str, device: torch.device) -> None:
+    config = CONFIGS[family]
+    expected, got = Run(by_steps(config)), Run(on_device(config, device))
+    history(expected)
+    history(got)
+    dropped = {2, 6}  # how far they came depends on how far ahead the steps were
+    assert got.ended == expected.ended
+    for sequence_id, tokens in expected.tokens.items():
+        if sequence_id in dropped:
+            shorter = min(len(tokens), len(got.tokens[sequence_id]))
+            assert shorter and tokens[:shorter] == got.tokens[sequence_id][:shorter], sequence_id
+        else:
+            assert got.tokens[sequence_id] == tokens, sequence_id
