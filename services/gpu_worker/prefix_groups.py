@@ -36,6 +36,11 @@ class GroupTables:
     segments: list[Segment]
     row_ends: NDArray[np.int32]
 
+    @property
+    def saved_tokens(self) -> int:
+        """How many tokens less a step reads: what says whether launching for groups is worth it."""
+        return sum(segment.count * (len(segment.rows) - 1) for segment in self.segments)
+
 
 def plan_groups(
     page_tables: "Sequence[array[int]]",

@@ -29,6 +29,7 @@ def test_groups_nest_along_the_tree() -> None:
     tables = plan_groups(page_tables, [4, 4, 3, 4, 3], 1, min_tokens=1)
     assert members(tables) == [(0, 2, [0, 1, 2, 3, 4]), (2, 1, [0, 1, 3])]
     assert tables.row_ends.tolist() == [3, 3, 2, 3, 2]
+    assert tables.saved_tokens == 4 * 2 + 2 * 1
 
 
 def test_parents_come_before_children() -> None:

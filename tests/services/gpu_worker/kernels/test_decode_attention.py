@@ -286,3 +286,33 @@ def test_captured_graph_follows_lengths(group_size: int, head_dim: int, device: 
         graph.replay()
         reference = decode_attention_reference(batch.query, batch.keys, batch.values, *seen, page_size=16, scale=0.1)
         assert_close(f"out at {factor}", out, reference)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("group_size", "head_dim", "has_norm"), [(4, 64, False), (4, 128, False), (2, 128, True)])
+def test_new_tokens_with_the_tiles_that_serving_uses(
+    group_size: int, head_dim: int, has_norm: bool, device: torch.device
+) -> None:
+    lengths = torch.randint(1, 3000, (21,)).tolist()
+    shape = {"num_kv_heads": 8, "group_size": group_size, "head_dim": head_dim, "page_size": 16}
+    batch = paged_batch(lengths, dtype=torch.bfloat16, device=device, **shape)
+    heads = 8 * group_size
+    qkv = torch.randn(21, heads + 16, head_dim, device=device).bfloat16()
+    table = rope_table(1e4 ** -torch.linspace(0, 1, head_dim // 2, device=device), 1.0, 3000)
+    norms = [torch.rand(head_dim, device=device).bfloat16() for _ in range(2)] if has_norm else [None, None]
+    new = NewTokens(qkv[:, heads:-8], qkv[:, -8:], table, *norms)
+    positions = batch.lengths - 1
+    slots = batch.page_tables[batch.seats.long(), positions.long() // 16] * 16 + positions % 16
+    keys, values = batch.keys.clone(), batch.values.clone()
+    query = rope_write_reference(qkv, positions, table, slots, keys, values, *norms)
+    batch.keys[:, slots.long()] = torch.nan
+    batch.values[:, slots.long()] = torch.nan
+    seen = (batch.seats, batch.lengths, batch.page_tables)
+    reference = decode_attention_reference(query, keys, values, *seen, page_size=16, scale=0.1)
+    plan = DecodePlan(21, None, 8, group_size, head_dim, device)
+    plan.update(batch.lengths, batch.seats)
+    out = poison(torch.empty_like(query))
+    decode_attention(qkv[:, :heads], batch.keys, batch.values, out, *seen, plan, page_size=16, scale=0.1, new=new)
+    assert_close("keys", batch.keys[:, slots.long()], keys[:, slots.long()])
+    assert_close("values", batch.values[:, slots.long()], values[:, slots.long()])
+    assert_close("out", out, reference)
