@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from services.gpu_worker.cuda.step_rows import StepRows
-from services.gpu_worker.kernels.decode_attention import decode_attention
+from services.gpu_worker.kernels.decode_attention import NewTokens, decode_attention
 from services.gpu_worker.kernels.extend_attention import choose_tiling, extend_attention
 from services.gpu_worker.kernels.group_tables import DeviceGroups
 from services.gpu_worker.kernels.work_list import DecodePlan
@@ -60,6 +60,35 @@ class StepAttention:
         for window, plan in self._plans.items():
             groups = self._used_groups if window is None else None
             plan.update(rows.lengths[:num_decode], rows.seats[:num_decode], groups)
+
+    @property
+    def takes_new_tokens(self) -> bool:
+        """Whether `attend_new` serves this step: only sequences in decode, and no groups."""
+        return not self._num_tiles and self._used_groups is None
+
+    def attend_new(
+        self, query: Tensor, new: NewTokens, page_tables: Tensor, pages: LayerPages, window: int | None
+    ) -> Tensor:
+        """As `attend`, from heads that are not rotated yet; writes keys and values to the pages as well."""
+        rows = self._rows
+        assert rows is not None and self.takes_new_tokens
+        count = self._num_decode
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        decode_attention(
+            query,
+            pages.keys,
+            pages.values,
+            out,
+            rows.seats[:count],
+            rows.lengths[:count],
+            page_tables,
+            self._plans[window],
+            page_size=self._page_size,
+            scale=self._scale,
+            window=window,
+            new=new,
+        )
+        return out
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, page_tables: Tensor, pages: LayerPages, window: int | None

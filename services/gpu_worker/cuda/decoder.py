@@ -12,6 +12,7 @@ from torch import Tensor
 
 from services.gpu_worker.cuda.attention import StepAttention
 from services.gpu_worker.cuda.step_rows import StepRows
+from services.gpu_worker.kernels.decode_attention import NewTokens
 from services.gpu_worker.kernels.fused_linear import FusedLinear
 from services.gpu_worker.kernels.linear_choice import LinearTable
 from services.gpu_worker.kernels.rope_write import rope_table, rope_write
@@ -67,21 +68,24 @@ class CudaDecoder:
         hidden = F.embedding(rows.token_ids[:num_rows], self._embedding)
         for layer, pages in zip(self._layers, pool.layers, strict=True):
             qkv = layer.qkv(hidden).view(num_rows, num_heads + 2 * num_kv_heads, head_dim)
-            query = rope_write(
-                qkv,
-                positions,
-                self._rope,
-                slots,
-                pages.keys,
-                pages.values,
-                layer.q_norm,
-                layer.k_norm,
-                config.norm_eps,
-                in_place=True,
-            )
-            keys = qkv[:, num_heads : num_heads + num_kv_heads]
-            values = qkv[:, num_heads + num_kv_heads :]
-            mixed = attention.attend(query, keys, values, page_tables, pages, layer.window)
+            keys, values = qkv[:, num_heads : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
+            if attention.takes_new_tokens:
+                new = NewTokens(keys, values, self._rope, layer.q_norm, layer.k_norm, config.norm_eps)
+                mixed = attention.attend_new(qkv[:, :num_heads], new, page_tables, pages, layer.window)
+            else:
+                query = rope_write(
+                    qkv,
+                    positions,
+                    self._rope,
+                    slots,
+                    pages.keys,
+                    pages.values,
+                    layer.q_norm,
+                    layer.k_norm,
+                    config.norm_eps,
+                    in_place=True,
+                )
+                mixed = attention.attend(query, keys, values, page_tables, pages, layer.window)
             hidden = layer.o(mixed.view(num_rows, -1), hidden, in_place=True)
             hidden = layer.down(layer.gate_up(hidden), hidden, in_place=True)
         return hidden
