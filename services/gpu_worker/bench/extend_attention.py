@@ -49,7 +49,9 @@ SHAPES = (
     Shape("64 x 192 behind 2k cached, hd 128", ((2048, 192),) * 64),
     Shape("64 x 192 behind 2k cached, hd 64", ((2048, 192),) * 64, head_dim=64),
     Shape("4k causal, 16:8 heads, hd 256", ((0, 4096),), num_heads=16, head_dim=256),
+    Shape("8 x 1k causal, hd 128", ((0, 1024),) * 8),
     Shape("32 x 256 causal, hd 128", ((0, 256),) * 32),
+    Shape("64 x 192 behind 2k cached, pages of 64, hd 128", ((2048, 192),) * 64, page_size=64),
 )
 
 
@@ -150,7 +152,7 @@ class Inputs:
 def cases() -> Iterable[Case]:
     for shape in SHAPES:
         inputs = Inputs(shape, torch.device("cuda"))
-        tiling = choose_tiling(shape.head_dim)
+        tiling = choose_tiling(shape.head_dim, max(start + count for start, count in shape.parts))
         tiles = inputs.tiles(tiling)
 
         def run(inputs: Inputs = inputs, tiling: ExtendTiling = tiling, tiles: tuple[Tensor, Tensor] = tiles) -> None:

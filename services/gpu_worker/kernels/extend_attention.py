@@ -51,13 +51,16 @@ class ExtendTiling:
         return self.block_m // num_groups
 
 
-def choose_tiling(head_dim: int) -> ExtendTiling:
-    """By measurement on an H100 where there is one; see `bench/tune_extend_attention.py`."""
+def choose_tiling(head_dim: int, longest: int | None = None) -> ExtendTiling:
+    """By measurement on an H100, `benchmarks/gpu/tune_extend_attention.py`. longest: the most tokens that a row sees,
+    if that is known: few tokens are read sooner by small programs, several of which fit a multiprocessor at once."""
     if IS_INTERPRETED.value:
         return ExtendTiling(block_m=32, block_n=16, num_warps=4, num_stages=1)
     if head_dim <= 64:
         return ExtendTiling(block_m=128, block_n=64, num_warps=4, num_stages=3, uses_tma=True)
     if head_dim <= 128:
+        if longest is not None and longest <= 512:
+            return ExtendTiling(block_m=128, block_n=32, num_warps=4, num_stages=3)
         return ExtendTiling(block_m=128, block_n=128, num_warps=8, num_stages=3, uses_tma=True)
     return ExtendTiling(block_m=128, block_n=64, num_warps=8, num_stages=2, uses_tma=True)
 
@@ -65,17 +68,17 @@ def choose_tiling(head_dim: int) -> ExtendTiling:
 def plan_extend(starts: I32, counts: I32, block: int, window: int | None = None) -> I32:
     """The tiles of parts with `counts` rows after `starts` cached tokens: int32 [2, T], part and first row in it.
 
-    block: rows of a tile, `ExtendTiling.rows`. Those that see most tokens come first, so that the card does not wait
-    for a long one at the end."""
-    per_part = -(-counts // block)
-    parts = np.repeat(np.arange(len(counts), dtype=np.int32), per_part)
-    ordinals = np.arange(len(parts), dtype=np.int32) - np.repeat(np.cumsum(per_part) - per_part, per_part)
-    rows = (ordinals * block).astype(np.int32)
-    seen = starts[parts] + np.minimum(rows + block, counts[parts])
+    block: rows of a tile, `ExtendTiling.rows`. The parts whose rows see most tokens come first, and a part's last rows
+    before its first: so the card does not wait for a long tile at the end. A part's tiles stay together, because they
+    read the same tokens, from the L2 cache if they run at about the same time."""
+    seen = starts + counts
     if window is not None:
         seen = np.minimum(seen, window + block)
     order = np.argsort(-seen, kind="stable")
-    return np.stack([parts[order], rows[order]])
+    per_part = -(-counts[order] // block)
+    parts = np.repeat(order, per_part)
+    left = np.repeat(np.cumsum(per_part), per_part) - np.arange(len(parts)) - 1
+    return np.stack([parts, left * block]).astype(np.int32)
 
 
 def max_tiles(num_rows: int, num_parts: int, block: int) -> int:
@@ -163,12 +166,26 @@ def _attend_block(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _slots(page_table_ptr, position, is_loaded, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    if MASKED:
-        page = tl.load(page_table_ptr + position // PAGE_SIZE, mask=is_loaded, other=0)
-    else:
-        page = tl.load(page_table_ptr + position // PAGE_SIZE)
+def _slots(page_table_ptr, position, is_loaded, PAGE_SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    page = tl.load(page_table_ptr + position // PAGE_SIZE, mask=is_loaded, other=0)
     return page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE
+
+
+@triton.jit
+def _block_slots(  # type: ignore[no-untyped-def]
+    page_table_ptr, block, tokens, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Slots of tokens block .. block + BLOCK_N - 1, where block is a multiple of BLOCK_N and all of them exist. Where
+    pages fit into blocks, or blocks into pages, a token's place in its page is the same in all blocks."""
+    if PAGE_SIZE % BLOCK_N == 0:
+        page = tl.load(page_table_ptr + block // PAGE_SIZE).to(tl.int64)
+        return page * PAGE_SIZE + block % PAGE_SIZE + tokens
+    elif BLOCK_N % PAGE_SIZE == 0:
+        page = tl.load(page_table_ptr + block // PAGE_SIZE + tokens // PAGE_SIZE).to(tl.int64)
+        return page * PAGE_SIZE + tokens % PAGE_SIZE
+    else:
+        page = tl.load(page_table_ptr + (block + tokens) // PAGE_SIZE).to(tl.int64)
+        return page * PAGE_SIZE + (block + tokens) % PAGE_SIZE
 
 
 @triton.jit
@@ -281,8 +298,7 @@ def _extend_attention_kernel(  # type: ignore[no-untyped-def]
     if HAS_SCALES:
         pool_scale = scale_log2 * tl.load(key_scales_ptr + head)
     for block in tl.range(lowest, whole_end, BLOCK_N):
-        token = block + tokens
-        offset = _slots(page_table_ptr, token, is_row, PAGE_SIZE, False)[:, None] * D + dims[None, :]
+        offset = _block_slots(page_table_ptr, block, tokens, PAGE_SIZE, BLOCK_N)[:, None] * D + dims[None, :]
         keys = _load(keys_ptr, offset, is_row, is_dim, False, PADDED).to(query.dtype)
         values = _load(values_ptr, offset, is_row, is_dim, False, PADDED)
         top, weight, total = _attend_block(
@@ -291,7 +307,7 @@ def _extend_attention_kernel(  # type: ignore[no-untyped-def]
     for block in tl.range(whole_end, start, BLOCK_N):
         token = block + tokens
         is_token = token < start
-        offset = _slots(page_table_ptr, token, is_token, PAGE_SIZE, True)[:, None] * D + dims[None, :]
+        offset = _slots(page_table_ptr, token, is_token, PAGE_SIZE)[:, None] * D + dims[None, :]
         keys = _load(keys_ptr, offset, is_token, is_dim, True, PADDED).to(query.dtype)
         values = _load(values_ptr, offset, is_token, is_dim, True, PADDED)
         is_seen = is_token[None, :] & _is_seen(token, position, WINDOW)
