@@ -160,14 +160,14 @@ def _logprobs_kernel(  # type: ignore[no-untyped-def]
         tl.store(sampled_ptr + row, (logit - peak) * scale - log_sum)
         places = tl.arange(0, NUM_BLOCKS * PADDED)
         is_place = (places < num_blocks * PADDED) & (places % PADDED < num_tops)
-        keys = tl.load(keys_ptr + places, mask=is_place, other=NO_KEY, cache_modifier=".cg")
+        row_keys = tl.load(keys_ptr + places, mask=is_place, other=NO_KEY, cache_modifier=".cg")
         for rank in range(num_tops):
-            best = tl.max(keys, 0)
-            ordered = (best >> 32).to(tl.int32)
+            row_best = tl.max(row_keys, 0)
+            ordered = (row_best >> 32).to(tl.int32)
             likely = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-            tl.store(top_ids_ptr + row * stride_tops + rank, 0x7FFFFFFF - (best & 0xFFFFFFFF).to(tl.int32))
+            tl.store(top_ids_ptr + row * stride_tops + rank, 0x7FFFFFFF - (row_best & 0xFFFFFFFF).to(tl.int32))
             tl.store(top_values_ptr + row * stride_tops + rank, (likely - peak) * scale - log_sum)
-            keys = tl.where(keys == best, NO_KEY, keys)
+            row_keys = tl.where(row_keys == row_best, NO_KEY, row_keys)
 
 
 def logprobs(
