@@ -1,5 +1,6 @@
-"""`sapwood serve`, `sapwood chat`, `sapwood model`. Exit codes: 0 done or stopped by a signal, 1 a failure told in
-one line, 2 a wrong command line."""
+"""`sapwood serve`, `sapwood chat`, `sapwood bench`, `sapwood model`.
+
+Exit codes: 0 done or stopped by a signal, 1 a failure told in one line, 2 a wrong command line."""
 
 import argparse
 import asyncio
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from services.launcher import chat, default_model, serve
+from services.launcher.bench import kernels, serving
 from services.launcher.flags import ServeSettings, add_serve_flags
 from services.launcher.preflight import check_model_folder
 from services.launcher.screen import Screen
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 asyncio.run(serve.run_until_signal(settings, flags, screen))
             case "chat":
                 chat.run(arguments)
+            case "bench":
+                if not _bench(arguments):
+                    sys.exit(EXIT_FAILURE)
             case "model":
                 print(check_model_folder(arguments.path) if arguments.path else asyncio.run(default_model.prepare()))
     except (ConfigError, BusError) as error:
@@ -37,6 +42,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _bench(arguments: argparse.Namespace) -> bool:
+    """Whether all went well."""
+    match arguments.bench:
+        case "kernels":
+            return kernels.run(arguments)
+        case _:
+            return serving.run(arguments)
+
+
+def _add_bench_flags(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    serving.add_flags(kinds.add_parser("serve", help="workloads against a running server", allow_abbrev=False))
+    kernels.add_flags(kinds.add_parser("kernels", help="the kernels, on this machine's GPU", allow_abbrev=False))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sapwood", description="LLM serving as microservices over Redis streams.")
     parser.add_argument("--version", action="version", version=f"sapwood {_version()}")
@@ -44,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help="serve a model on this machine", allow_abbrev=False)
     add_serve_flags(serving)
     chat.add_flags(commands.add_parser("chat", help="a conversation in the terminal", allow_abbrev=False))
+    _add_bench_flags(commands.add_parser("bench", help="how fast a server is, or the kernels"))
     model = commands.add_parser("model", help="make the default model if it is not there, and print its folder")
     model.add_argument("path", nargs="?", default="", help="a model's folder: only check that it is one")
     return parser
