@@ -43,25 +43,27 @@ def check(logits: Tensor, samplings: list[Sampling], indices: list[int], scratch
     assert not different, f"{len(different)} rows differ: {different[:3]}"
 
 
-@pytest.mark.parametrize(("vocab_size", "spread"), [(100, 3.0), (1023, 0.3), (5000, 3.0)])
+@pytest.mark.parametrize(("vocab_size", "spread"), [(100, 3.0), (1023, 0.3), (3000, 3.0)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_those_of_the_cpu(kind: str, vocab_size: int, spread: float, device: torch.device) -> None:
-    num_rows = 4
+    num_rows = 2
     samplings = [structs.replace(KINDS[kind], seed=random.Random(i).getrandbits(63)) for i in range(num_rows)]
     indices = [random.Random(kind + str(i)).randrange(5000) for i in range(num_rows)]
     check(some_logits(num_rows, vocab_size, spread, device), samplings, indices)
 
 
-@pytest.mark.parametrize("capacity", [16, 64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "capacity"),
+    [(kind, 16) for kind in KINDS if kind not in ("greedy", "unfiltered", "hot")]
+    + [(kind, 128) for kind in ("top_k 7", "top_k 300", "top_p .5", "all, loose")],
+)
 def test_equal_logits_go_by_id(kind: str, capacity: int, device: torch.device) -> None:
-    """With little room for candidates the row itself is searched."""
-    samplings = [structs.replace(KINDS[kind], seed=1000 + i) for i in range(3)]
-    logits = some_logits(3, 100, 1.0, device, ties=True)
-    logits[1] = logits[1] * 0.25  # few values
-    logits[2] = 0.0
-    scratch = SampleScratch.allocate(3, 100, device, block=64, bins=64, capacity=capacity)
-    check(logits, samplings, [3, 1, 4], scratch)
+    """With little room for candidates the row itself is searched; with more, the many equal ones are sorted."""
+    samplings = [structs.replace(KINDS[kind], seed=1000 + i) for i in range(2)]
+    logits = some_logits(2, 100, 0.5, device, ties=True)
+    logits[1] = 0.0
+    scratch = SampleScratch.allocate(2, 100, device, block=64, bins=64, capacity=capacity)
+    check(logits, samplings, [3, 4], scratch)
 
 
 @pytest.mark.parametrize("capacity", [16, 128])
@@ -75,16 +77,16 @@ def test_a_batch_of_all_kinds(capacity: int, device: torch.device) -> None:
             min_p=draw.choice([0.0, 0.0, 0.02, 0.3]),
             seed=draw.getrandbits(64),
         )
-        for _ in range(60)
+        for _ in range(40)
     ]
-    logits = some_logits(60, 600, 2.0, device)
-    scratch = SampleScratch.allocate(60, 600, device, block=512, bins=256, capacity=capacity)
+    logits = some_logits(40, 600, 2.0, device)
+    scratch = SampleScratch.allocate(40, 600, device, block=512, bins=256, capacity=capacity)
     check(logits, samplings, [draw.randrange(10_000) for _ in samplings], scratch)
 
 
 def test_tokens_follow_the_distribution(device: torch.device) -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0], device=device).log_softmax(-1)
-    num_rows = 150
+    num_rows = 80
     for sampling in (Sampling(), Sampling(top_k=3)):
         samplings = [structs.replace(sampling, seed=i) for i in range(num_rows)]
         table, seats = a_table(samplings, device)
@@ -100,7 +102,7 @@ def test_tokens_follow_the_distribution(device: torch.device) -> None:
 
 
 def test_a_token_depends_on_its_own_row_only(device: torch.device) -> None:
-    samplings = [structs.replace(sampling, seed=i) for i, sampling in enumerate(KINDS.values())]
+    samplings = [structs.replace(sampling, seed=i) for i, sampling in enumerate(list(KINDS.values())[1::2])]
     logits = some_logits(len(samplings), 1500, 1.0, device)
     table, seats = a_table(samplings, device)
     together = sample_all(logits, seats, table)
