@@ -2,16 +2,23 @@
 
 The model answers with a digest of what it reads from its pages, so a page that the scheduler frees, shares, copies or
 promises wrongly, and a command that the engine applies wrongly, shows as an answer that differs from the one that
-the request gets alone.
+the request gets alone. Some answers are constrained: their grammars come late, leave choices and force runs.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import xgrammar
 from hypothesis import HealthCheck, given, settings
+from tokenizers import Tokenizer, models
 
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import StepExecutor
+from services.gpu_worker.grammar.guide import Guide
+from services.gpu_worker.grammar.matcher import Compiled, empty_mask
+from services.gpu_worker.grammar.vocabulary import Vocabulary
+from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.scheduler.core.scheduler import Scheduler, make_policy
 from services.scheduler.core.worker_state import Tuning
 from shared.messages import Abort, Hello, Plan, Progress
@@ -24,6 +31,53 @@ from tests.services.scheduler.world import World
 
 def predict(tokens: list[int]) -> int:
     return expected_output(tokens, 1, [])[0]
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    """The model's tokens as letters."""
+    letters = {letter: token for token, letter in enumerate("abcde"[:VOCABULARY])}
+    return Vocabulary(Tokenizer(models.BPE(letters, [])), VOCABULARY)
+
+
+@functools.cache
+def compiled(pattern: str) -> Compiled:
+    compiler = xgrammar.GrammarCompiler(vocabulary().info(()), max_threads=1)
+    return XGrammarCompiled(compiler.compile_regex(pattern), vocabulary())
+
+
+PATTERNS = ["", "", "(a|b)cde(b|c)ddddd(a|e)*", "abcdeabcde", "a{9}(b|c)", "((b|c)ad)*", "(a|bc|d)*e"]
+
+
+class Shelf:
+    """Grammars, named by their patterns; each is here when it was asked for a second time."""
+
+    def __init__(self) -> None:
+        self.vocabulary = vocabulary()
+        self._asked: set[str] = set()
+
+    def get(self, key: str) -> Compiled | None:
+        if key in self._asked:
+            return compiled(key)
+        self._asked.add(key)
+        return None
+
+
+class ConstrainedWorld(World):
+    def expected(self, sequence_id: int, prompt: list[int], max_tokens: int, stop: list[int]) -> list[int]:
+        """The model's choice where the grammar allows it, else the first that it allows; one token after another."""
+        pattern = self.grammars[sequence_id]
+        if not pattern:
+            return super().expected(sequence_id, prompt, max_tokens, stop)
+        guide = Guide(compiled(pattern), stop, (), None, VOCABULARY, empty_mask(VOCABULARY))
+        output: list[int] = []
+        while len(output) < max_tokens and not set(output) & set(stop) and not guide.must_end():
+            guide.fill()
+            allowed = [token for token in range(VOCABULARY) if guide.mask[0] >> token & 1]
+            said = predict(prompt + output)
+            output.append(said if said in allowed else allowed[0])
+            assert guide.accept(output[-1])
+        return output
 
 
 @dataclass
@@ -43,7 +97,7 @@ class EngineWorker:
         self.runner = FakeRunner(self.num_pages, self.page_size, 4000, VOCABULARY, predict)
         executor = StepExecutor(self.runner, 64)
         executor.run_ahead = self.run_ahead
-        self.engine = Engine(executor, self.budget, lambda: 1.0)
+        self.engine = Engine(executor, self.budget, lambda: 1.0, Shelf())
         self.applied = 0
         self.announced = 0
 
@@ -106,7 +160,7 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
         for name in ["w0", "w1"][: data.draw(st.integers(1, 2))]
     }
     tuning = Tuning(headroom=data.draw(st.sampled_from([1, 4, 9])), low_water=data.draw(st.sampled_from([1, 3])))
-    world = World(Scheduler(lambda: make_policy("lpm", 10.0), tuning), workers)  # type: ignore[arg-type]
+    world = ConstrainedWorld(Scheduler(lambda: make_policy("lpm", 10.0), tuning), workers)  # type: ignore[arg-type]
     for worker in workers.values():
         world.apply(worker.hello())
     actions = st.sampled_from(["arrive", "arrive", "step", "step", "step", "part", "abort", "restart"])
@@ -116,7 +170,9 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
             case "arrive":
                 stop = data.draw(st.sampled_from([[], [], [4]]))
                 choices = data.draw(st.sampled_from([1, 1, 3]))
-                world.arrive(data.draw(prompts()), data.draw(st.integers(1, 14)), stop, choices)
+                pattern = data.draw(st.sampled_from(PATTERNS))
+                stop = [] if "e" in pattern else stop  # 4 is an e
+                world.arrive(data.draw(prompts()), data.draw(st.integers(1, 14)), stop, choices, grammar=pattern)
             case "step":
                 world.late.append(worker.step())
                 world.catch_up()

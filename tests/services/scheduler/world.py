@@ -21,6 +21,7 @@ class World:
     entries: int = 0
     late: list[Event] = field(default_factory=list)
     told: list[Ended] = field(default_factory=list)
+    grammars: dict[int, str] = field(default_factory=dict)
 
     def apply(self, *events: Event, after: float = 0.01) -> list[Command]:
         self.now += after
@@ -53,12 +54,13 @@ class World:
         ids = [self.entries * 100 + choice for choice in range(n)]
         for sequence_id in ids:
             self.prompts[sequence_id] = (prompt, max_tokens, stop or [])
+            self.grammars[sequence_id] = grammar
         message = Generate(
             request_id=str(self.entries),
             sequence_ids=ids,
             shard=0,
             token_ids=pack_i32(prompt),
-            sampling=Sampling(),
+            sampling=Sampling(temperature=0.0),
             stop_token_ids=stop or [],
             max_tokens=max_tokens,
             cache_salt=salt,
@@ -83,12 +85,16 @@ class World:
                 self.apply(worker.step())
         assert not self.scheduler.sequences, "requests are stuck"
 
+    def expected(self, sequence_id: int, prompt: list[int], max_tokens: int, stop: list[int]) -> list[int]:
+        """What the sequence gives when it runs alone."""
+        return expected_output(prompt, max_tokens, stop)
+
     def check_end(self) -> None:
         for sequence_id, (prompt, max_tokens, stop) in self.prompts.items():
             got: dict[int, int] = {}
             for worker in self.workers.values():
                 got |= worker.outputs.get(sequence_id, {})
-            want = expected_output(prompt, max_tokens, stop)
+            want = self.expected(sequence_id, prompt, max_tokens, stop)
             output = [got[index] for index in sorted(got)]
             if sequence_id in self.aborted or sequence_id in self.failed:
                 assert output == want[: len(output)]
