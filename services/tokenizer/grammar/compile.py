@@ -5,7 +5,17 @@ import json
 import msgspec
 import xgrammar
 
+from services.tokenizer.grammar import ebnf
 from services.tokenizer.grammar.errors import Unenforceable
+from services.tokenizer.grammar.limits import MAX_CHOICES
+from services.tokenizer.grammar.pattern import NOTHING
+from services.tokenizer.grammar.regex import parse_whole
+from services.tokenizer.grammar.rules import Rules, literal, text_expression
+from services.tokenizer.grammar.schema.document import load
+from services.tokenizer.grammar.schema.emit import emit
+from services.tokenizer.grammar.structural_tag import prepared
+
+ANY_OBJECT = '{"type": "object"}'
 
 
 def compile_constraint(
@@ -14,22 +24,40 @@ def compile_constraint(
     """The compiled grammar, and the grammar as EBNF. max_characters: what an answer can have at most.
 
     Raises Unenforceable, or RuntimeError as xgrammar does."""
+    if kind == "structural_tag":
+        grammar = xgrammar.Grammar.from_structural_tag(json.dumps(prepared(load(source), max_characters)))
+        return compiler.compile_grammar(grammar), str(grammar)
+    if kind == "lark":
+        grammar = xgrammar.Grammar.from_lark(ebnf.checked_lark(source))
+        return compiler.compile_grammar(grammar), str(grammar)
+    rules = to_ebnf(kind, source, max_characters)
+    return compiler.compile_grammar(xgrammar.Grammar.from_ebnf(rules)), rules
+
+
+def to_ebnf(kind: str, source: str, max_characters: int) -> str:
+    """A constraint that is no structural tag and no Lark grammar, in xgrammar's EBNF, with the root rule `root`."""
+    rules = Rules()
     match kind:
         case "json_object":
-            grammar = xgrammar.Grammar.from_json_schema('{"type":"object"}', any_whitespace=False)
+            return rules.text(emit(json.loads(ANY_OBJECT), rules, max_characters))
         case "json_schema":
-            grammar = xgrammar.Grammar.from_json_schema(source, any_whitespace=False)
+            return rules.text(emit(load(source), rules, max_characters))
         case "regex":
-            grammar = xgrammar.Grammar.from_regex(source)
-        case "ebnf":
-            grammar = xgrammar.Grammar.from_ebnf(source)
-        case "lark":
-            grammar = xgrammar.Grammar.from_lark(source)
+            pattern = parse_whole(source)
+            if pattern == NOTHING:
+                raise Unenforceable("matches no text")
+            return rules.text(text_expression(pattern, rules, is_json=False))
         case "choice":
-            choices = " | ".join(json.dumps(choice) for choice in msgspec.json.decode(source, type=list[str]))
-            grammar = xgrammar.Grammar.from_ebnf(f"root ::= {choices}")
-        case "structural_tag":
-            grammar = xgrammar.Grammar.from_structural_tag(source)
-        case _:
-            raise Unenforceable(f"is a constraint of an unknown kind, {kind!r}")
-    return compiler.compile_grammar(grammar), str(grammar)
+            return rules.text(_choice(source, rules))
+        case "ebnf":
+            return ebnf.checked(source)
+    raise Unenforceable(f"is a constraint of an unknown kind, {kind!r}")
+
+
+def _choice(source: str, rules: Rules) -> str:
+    choices = msgspec.json.decode(source, type=list[str])
+    if len(choices) > MAX_CHOICES:
+        raise Unenforceable(f"has {len(choices)} choices, more than {MAX_CHOICES}")
+    if not all(choices):
+        raise Unenforceable("has an empty choice: an answer has at least one token")
+    return rules.add(" | ".join(dict.fromkeys(map(literal, choices))))

@@ -1,0 +1,340 @@
+r"""Regular expressions, in what ECMAScript and Python have in common, as patterns.
+
+Where the two differ, the narrower reading is taken, so that a match is one in both: `\d`, `\w` and `\s` are ASCII and
+few spaces, their negations leave out what either counts, `.` leaves out every line break, `$` is the very end.
+Lookaround, back-references, flags and anchors in the middle are refused by name.
+"""
+
+import re
+
+from services.tokenizer.grammar.charset import (
+    ANY,
+    DIGIT,
+    NEWLINES,
+    SPACE,
+    WORD,
+    Chars,
+    category,
+    complement,
+    difference,
+    of,
+    union,
+    wide,
+)
+from services.tokenizer.grammar.errors import Unenforceable
+from services.tokenizer.grammar.limits import MAX_DEPTH, MAX_REPEAT
+from services.tokenizer.grammar.pattern import (
+    ANYTHING,
+    EMPTY,
+    NOTHING,
+    Alt,
+    One,
+    Pattern,
+    Repeat,
+    Seq,
+    alt,
+    repeat,
+    seq,
+)
+
+BEGIN = One(((-1, -1),))
+END = One(((-2, -2),))
+"""Anchors, until `_anchored` has made them part of the tree."""
+
+_NARROW = {"d": DIGIT, "w": WORD, "s": SPACE}
+_CONTROL = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
+_LOOKAROUND = {"=": "lookahead", "!": "negative lookahead", "<=": "lookbehind", "<!": "negative lookbehind"}
+_QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}", re.ASCII)
+_NAME = re.compile(r"P?<[^\W\d]\w*>")
+_HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
+
+
+def parse_whole(source: str) -> Pattern:
+    """What must match the whole text; anchors at its ends are allowed and mean nothing."""
+    return _anchored(_Parser(source).whole(), source, is_open=False)
+
+
+def parse_search(source: str) -> Pattern:
+    """What must match somewhere in the text, as JSON Schema's `pattern`: a pattern of the whole text."""
+    return _anchored(_Parser(source).whole(), source, is_open=True)
+
+
+def _one(chars: Chars) -> Pattern:
+    return One(chars) if chars else NOTHING
+
+
+class _Parser:
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._at = 0
+        self._depth = 0
+
+    def whole(self) -> Pattern:
+        pattern = self._alternatives()
+        if self._at < len(self._source):
+            raise self._error("has an unmatched ')'")
+        return pattern
+
+    def _error(self, what: str) -> Unenforceable:
+        return Unenforceable(f"{what} at character {self._at + 1} of the expression")
+
+    def _peek(self, text: str) -> bool:
+        return self._source.startswith(text, self._at)
+
+    def _take(self, text: str) -> bool:
+        if self._peek(text):
+            self._at += len(text)
+            return True
+        return False
+
+    def _next(self) -> str:
+        if self._at >= len(self._source):
+            raise self._error("ends too early")
+        self._at += 1
+        return self._source[self._at - 1]
+
+    def _alternatives(self) -> Pattern:
+        parts = [self._sequence()]
+        while self._take("|"):
+            parts.append(self._sequence())
+        return alt(parts) if not any(_has_anchor(part) for part in parts) else Alt(tuple(parts))
+
+    def _sequence(self) -> Pattern:
+        parts: list[Pattern] = []
+        while self._at < len(self._source) and not self._peek("|") and not self._peek(")"):
+            parts.append(self._quantified(self._atom()))
+        return seq(parts)
+
+    def _quantified(self, part: Pattern) -> Pattern:
+        bounds = self._bounds()
+        if bounds is None:
+            return part
+        if part in (BEGIN, END):
+            raise self._error("repeats an anchor")
+        least, most = bounds
+        if most is not None and most < least:
+            raise self._error(f"has a repeat {{{least},{most}}} whose bounds are in the wrong order")
+        if max(least, most or 0) > MAX_REPEAT:
+            raise self._error(f"has a repeat of more than {MAX_REPEAT}")
+        if self._take("?"):
+            pass  # as few as possible: the same texts
+        elif self._peek("+"):
+            raise self._error("has a possessive quantifier, which is not supported,")
+        if self._bounds() is not None:
+            raise self._error("repeats a repeat")
+        if isinstance(part, Repeat) and part.most is None and part.least <= 1 and most is None and least <= 1:
+            return repeat(part.part, min(part.least, least), None)  # (a*)* is a*
+        return repeat(part, least, most)
+
+    def _bounds(self) -> tuple[int, int | None] | None:
+        for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
+            if self._take(sign):
+                return bounds
+        found = _QUANTIFIER.match(self._source, self._at)
+        if found is None or not (found.group(1) or found.group(3)):
+            return None
+        self._at = found.end()
+        if max(map(len, found.groups())) > 9:
+            raise self._error(f"has a repeat of more than {MAX_REPEAT}")
+        least = int(found.group(1) or 0)
+        if not found.group(2):
+            return least, least
+        return least, int(found.group(3)) if found.group(3) else None
+
+    def _atom(self) -> Pattern:
+        char = self._next()
+        match char:
+            case "(":
+                return self._group()
+            case "[":
+                return _one(self._class())
+            case ".":
+                return One(difference(ANY, NEWLINES))
+            case "^":
+                return BEGIN
+            case "$":
+                return END
+            case "\\":
+                return self._escape()
+            case "*" | "+" | "?":
+                self._at -= 1
+                raise self._error(f"has nothing to repeat before {char!r}")
+        return One(of(char))
+
+    def _group(self) -> Pattern:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._error(f"has groups nested more than {MAX_DEPTH} deep")
+        if self._take("?"):
+            for mark, name in _LOOKAROUND.items():
+                if self._peek(mark):
+                    raise self._error(f"has a {name}, which is not supported,")
+            named = _NAME.match(self._source, self._at)
+            if named is not None:
+                self._at = named.end()
+            elif self._peek("P="):
+                raise self._error("has a back-reference, which is not supported,")
+            elif self._peek(">"):
+                raise self._error("has an atomic group, which is not supported,")
+            elif not self._take(":"):
+                raise self._error("has flags or a group of an unknown kind, which is not supported,")
+        inner = self._alternatives()
+        if not self._take(")"):
+            raise self._error("has an unmatched '('")
+        self._depth -= 1
+        return inner
+
+    def _escape(self) -> Pattern:
+        char = self._next()
+        match char:
+            case "A":
+                return BEGIN
+            case "Z" | "z":
+                return END
+            case "b" | "B":
+                raise self._error("has a word boundary, which is not supported,")
+            case "k" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9":
+                raise self._error("has a back-reference, which is not supported,")
+        narrow, wider = self._escaped(char)
+        return _one(complement(wider) if narrow is None else narrow)
+
+    def _escaped(self, char: str) -> tuple[Chars | None, Chars]:
+        """(the set, the most that a dialect makes of it) of an escape; (None, S): all but S."""
+        if char in _NARROW:
+            return _NARROW[char], wide(char)
+        if char.lower() in _NARROW:
+            return None, wide(char.lower())
+        if char in _CONTROL:
+            return of(_CONTROL[char]), of(_CONTROL[char])
+        if char in "pP":
+            return self._property(is_negated=char == "P")
+        if char in "xuU":
+            return self._code_point(char)
+        if char == "c":
+            letter = self._next()
+            if not ("a" <= letter.lower() <= "z"):
+                raise self._error("has a \\c without a letter")
+            return (same := of(chr(ord(letter) % 32))), same
+        if char.isalnum():
+            raise self._error(f"has an unknown escape \\{char}")
+        return of(char), of(char)
+
+    def _property(self, *, is_negated: bool) -> tuple[Chars | None, Chars]:
+        end = self._source.find("}", self._at)
+        if not self._take("{") or end < 0:
+            raise self._error("has a \\p without a property in braces")
+        name = self._source[self._at : end]
+        self._at = end + 1
+        short = _CATEGORIES.get(name, name).removeprefix("gc=").removeprefix("General_Category=")
+        if not re.fullmatch(r"[CLMNPSZ][a-z]?", short) or not (chars := category(short)):
+            raise self._error(f"has a Unicode property {name[:40]!r} that is not supported,")
+        return (None, chars) if is_negated else (chars, chars)
+
+    def _code_point(self, char: str) -> tuple[Chars, Chars]:
+        found = _HEX.match(self._source, self._at - 1)
+        if found is None:
+            raise self._error(f"has a \\{char} without its digits")
+        self._at = found.end()
+        point = int(next(filter(None, found.groups())), 16)
+        if 0xD800 <= point <= 0xDBFF:  # half a pair: the other half must follow
+            other = _HEX.match(self._source, self._at + 1) if self._peek("\\u") else None
+            low = int(other.group(2) or "0", 16) if other is not None else 0
+            if other is None or not 0xDC00 <= low <= 0xDFFF:
+                raise self._error("has half of a surrogate pair")
+            self._at = other.end()
+            point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00)
+        if point > 0x10FFFF or 0xDC00 <= point <= 0xDFFF:
+            raise self._error("has a number that is no character's")
+        return ((point, point),), ((point, point),)
+
+    def _class(self) -> Chars:
+        is_negated = self._take("^")
+        narrow: list[tuple[int, int]] = []
+        wider: list[tuple[int, int]] = []
+        is_first = True
+        while not self._take("]") or (is_first and self._python_bracket()):
+            is_first = False
+            low, most = self._class_item()
+            if self._peek("-") and not self._peek("-]"):
+                self._at += 1
+                high, _ = self._class_item()
+                if low is None or high is None or len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1]:
+                    raise self._error("has a range whose end is no single character")
+                if high[0][0] < low[0][0] or high[0][0] != high[0][1]:
+                    raise self._error("has a range whose ends are in the wrong order")
+                low = most = ((low[0][0], high[0][0]),)
+            # of a negated set inside: what is surely in it, and what may be in it by some dialect
+            narrow += complement(most) if low is None else low
+            wider += complement(self._least(most)) if low is None else most
+        return complement(union(wider)) if is_negated else union(narrow)
+
+    @staticmethod
+    def _least(most: Chars) -> Chars:
+        """The narrow reading of \\d, \\w or \\s, given the wide one."""
+        return next((chars for kind, chars in _NARROW.items() if wide(kind) == most), most)
+
+    def _python_bracket(self) -> bool:
+        """`[]` ends at once in ECMAScript and begins with a bracket in Python: not for us to choose."""
+        raise self._error("has an empty class, which dialects read differently,")
+
+    def _class_item(self) -> tuple[Chars | None, Chars]:
+        char = self._next()
+        if char == "[" and self._peek(":"):
+            raise self._error("has a POSIX class, which is not supported,")
+        if char != "\\":
+            return of(char), of(char)
+        char = self._next()
+        return (of("\b"), of("\b")) if char == "b" else self._escaped(char)
+
+
+_CATEGORIES = {
+    "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Number": "N", "Decimal_Number": "Nd",
+    "Punctuation": "P", "Symbol": "S", "Separator": "Z", "Mark": "M", "Other": "C", "Control": "Cc", "digit": "Nd",
+}  # fmt: skip
+
+
+def _has_anchor(pattern: Pattern) -> bool:
+    match pattern:
+        case One():
+            return pattern in (BEGIN, END)
+        case Seq(parts) | Alt(parts):
+            return any(map(_has_anchor, parts))
+        case Repeat(part):
+            return _has_anchor(part)
+
+
+def _anchored(pattern: Pattern, source: str, *, is_open: bool) -> Pattern:
+    """The pattern without anchors; is_open: where there was none, anything may stand before and behind."""
+    around = ANYTHING if is_open else EMPTY
+    if not _has_anchor(pattern):
+        return seq([around, pattern, around])
+    return alt(
+        seq([EMPTY if begins else around, inner, EMPTY if ends else around])
+        for begins, inner, ends in _unanchored(pattern)
+    )
+
+
+def _unanchored(pattern: Pattern) -> list[tuple[bool, Pattern, bool]]:
+    """(begins at the start, pattern, ends at the end), one for each way through alternatives that have anchors."""
+    if not _has_anchor(pattern):
+        return [(False, pattern, False)]
+    match pattern:
+        case One():
+            return [(True, EMPTY, False)] if pattern == BEGIN else [(False, EMPTY, True)]
+        case Alt(parts):
+            return [way for part in parts for way in _unanchored(part)]
+        case Seq(parts):
+            ways: list[tuple[bool, Pattern, bool]] = [(False, EMPTY, False)]
+            for part in parts:
+                ways = [_joined(before, behind) for before in ways for behind in _unanchored(part)]
+                if len(ways) > 64:
+                    break
+            else:
+                return ways
+    raise Unenforceable("has anchors ('^' or '$') in the middle of the expression, which is not supported")
+
+
+def _joined(before: tuple[bool, Pattern, bool], behind: tuple[bool, Pattern, bool]) -> tuple[bool, Pattern, bool]:
+    if (behind[0] and before[1] != EMPTY) or (before[2] and behind[1] != EMPTY):
+        raise Unenforceable("has an anchor ('^' or '$') in the middle of the expression, which is not supported")
+    return before[0] or behind[0], seq([before[1], behind[1]]), before[2] or behind[2]

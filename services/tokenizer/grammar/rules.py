@@ -1,0 +1,224 @@
+"""Grammar rules in xgrammar's EBNF, and how patterns and automata become such.
+
+An expression is a piece of a rule's body as text. In JSON strings (`is_json`) a character stands for how it is written
+there, in one way only: quotes, backslashes and line breaks by their short escapes, all others as they are.
+"""
+
+from collections.abc import Iterable
+
+from services.tokenizer.grammar import charset
+from services.tokenizer.grammar.automaton import Dfa, automaton
+from services.tokenizer.grammar.charset import Chars
+from services.tokenizer.grammar.errors import Unenforceable
+from services.tokenizer.grammar.limits import MAX_GRAMMAR_CHARACTERS, MAX_RULES
+from services.tokenizer.grammar.pattern import Alt, One, Pattern, Repeat, Seq, lengths
+
+EMPTY = '""'
+BUDGET_FROM = 12
+"""A run of equal characters of at least so many is counted by xgrammar while it matches, not by states."""
+
+ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPED: Chars = charset.of("".join(ESCAPES))
+_CONTROL: Chars = ((0, 0x1F),)
+JSON_PLAIN: Chars = charset.difference(charset.ANY, charset.union([*_ESCAPED, *_CONTROL]))
+"""Characters that stand for themselves in a JSON string."""
+
+
+class Rules:
+    """The rules of one grammar. Equal bodies are one rule."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, str] = {}
+        self._budgets: dict[str, int] = {}
+        self._names: dict[tuple[str, int | None], str] = {}
+        self._num_characters = 0
+
+    def add(self, body: str, *, max_chars: int | None = None) -> str:
+        """The name of the rule with this body. max_chars: a match has no more characters."""
+        key = (body, max_chars)
+        if key not in self._names:
+            name = self.reserve()
+            if max_chars is not None:
+                self._budgets[name] = max_chars
+            self.define(name, body)
+            self._names[key] = name
+        return self._names[key]
+
+    def reserve(self) -> str:
+        """A name to be defined later, for rules that refer to each other."""
+        name = f"r{len(self._bodies)}"
+        self._bodies[name] = ""
+        return name
+
+    def define(self, name: str, body: str) -> None:
+        self._bodies[name] = body
+        self._num_characters += len(body)
+        if len(self._bodies) > MAX_RULES or self._num_characters > MAX_GRAMMAR_CHARACTERS:
+            raise Unenforceable("is too complex: it becomes too large a grammar")
+
+    def text(self, root: str) -> str:
+        """The whole grammar; the rule `root` is what must match."""
+        lines = [f"root ::= {root}"]
+        for name, body in self._bodies.items():
+            budget = self._budgets.get(name)
+            lines.append(f"{name} ::= {body}" if budget is None else f"{name}[max_chars={budget}] ::= {body}")
+        return "\n".join(lines) + "\n"
+
+
+def literal(text: str) -> str:
+    """An expression for exactly this text."""
+    return '"' + "".join(map(_quoted, text)) + '"' if text else EMPTY
+
+
+def alternatives(parts: Iterable[str]) -> str:
+    """One of these, in parentheses where there are several."""
+    different = list(dict.fromkeys(parts))
+    return different[0] if len(different) == 1 else "(" + " | ".join(different) + ")"
+
+
+def counted(part: str, least: int, most: int | None) -> str:
+    """Repeats of an expression that is in parentheses, or one name or class."""
+    match least, most:
+        case _, 0:
+            return EMPTY
+        case 1, 1:
+            return part
+        case 0, None:
+            return f"{part}*"
+        case 1, None:
+            return f"{part}+"
+        case 0, 1:
+            return f"{part}?"
+    return f"{part}{{{least}}}" if least == most else f"{part}{{{least},{'' if most is None else most}}}"
+
+
+def one_of(chars: Chars, *, is_json: bool) -> str:
+    """One character of a set. In a JSON string those that could only be written as \\u00XX are left out, unless there
+    are no others."""
+    if not is_json:
+        return _char_class(chars)
+    plain = charset.intersection(chars, JSON_PLAIN)
+    parts = [_char_class(plain)] if plain else []
+    parts += [literal(escape) for char, escape in ESCAPES.items() if charset.contains(chars, char)]
+    if not parts:
+        points = [point for low, high in charset.intersection(chars, _CONTROL) for point in range(low, high + 1)]
+        parts = [literal(f"\\u{point:04x}") for point in points]
+    return alternatives(parts)
+
+
+def pattern_expression(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
+    """An expression in parentheses, or one that needs none."""
+    match pattern:
+        case One(chars):
+            return one_of(chars, is_json=is_json)
+        case Seq(()):
+            return EMPTY
+        case Seq(parts):
+            text = _literal_text(parts)
+            if text is not None:
+                return literal("".join(_json_escaped(char) for char in text) if is_json else text)
+            return "(" + " ".join(pattern_expression(part, rules, is_json=is_json) for part in parts) + ")"
+        case Alt(()):
+            raise AssertionError("a pattern that nothing matches has no expression")
+        case Alt(parts):
+            return alternatives(pattern_expression(part, rules, is_json=is_json) for part in parts)
+        case Repeat(part, least, most):
+            inner = pattern_expression(part, rules, is_json=is_json)
+            if isinstance(part, One) and most is not None and most >= BUDGET_FROM and most != least:
+                return rules.add(f"{counted(inner, least, least)} {inner}*", max_chars=most)
+            return counted(inner if _is_atom(inner) else f"({inner})", least, most)
+
+
+def is_simple(pattern: Pattern, inside: bool = False) -> bool:
+    """Whether there are few ways to read one text: no unbounded repeat in another, no repeat of what may be empty."""
+    match pattern:
+        case One():
+            return True
+        case Seq(parts) | Alt(parts):
+            return all(is_simple(part, inside) for part in parts)
+        case Repeat(part, _, most):
+            loops = most is None or most > 1
+            if loops and (inside or lengths(part)[0] == 0):
+                return False
+            return is_simple(part, inside or loops)
+
+
+def text_expression(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
+    """As `pattern_expression`, by way of an automaton where the tree is of a kind that is slow to match."""
+    if is_simple(pattern):
+        return pattern_expression(pattern, rules, is_json=is_json)
+    return automaton_rule(automaton(pattern), rules, is_json=is_json)
+
+
+def automaton_rule(dfa: Dfa, rules: Rules, *, is_json: bool, end: str = EMPTY) -> str:
+    """The name of a rule that matches what the automaton does, then `end`: one rule a state, each ending in the next,
+    but those with one way to them inside its rule."""
+    edges = [dfa.edges(state) for state in range(len(dfa.rows))]
+    entries = [0] * len(edges)
+    entries[0] = 2
+    for targets in edges:
+        for target in targets:
+            entries[target] += 1
+    names = {state: rules.reserve() for state, count in enumerate(entries) if count != 1}
+
+    def body(state: int) -> str:
+        parts = []
+        for target, chars in edges[state].items():
+            chain = [one_of(chars, is_json=is_json)]
+            while target not in names and len(edges[target]) == 1 and not dfa.accepts[target]:
+                [(target, chars)] = edges[target].items()
+                chain.append(one_of(chars, is_json=is_json))
+            if target not in names and edges[target]:
+                names[target] = rules.reserve()
+                rules.define(names[target], body(target))
+            chain.append(names.get(target, end))
+            parts.append(" ".join(chain))
+        if dfa.accepts[state]:
+            parts.append(end)
+        return " | ".join(parts)
+
+    for state in list(names):
+        rules.define(names[state], body(state))
+    return names[0]
+
+
+def _literal_text(parts: tuple[Pattern, ...]) -> str | None:
+    chars = [part.chars for part in parts if isinstance(part, One)]
+    if len(chars) < len(parts) or any(len(one) != 1 or one[0][0] != one[0][1] for one in chars):
+        return None
+    return "".join(chr(one[0][0]) for one in chars)
+
+
+def _json_escaped(char: str) -> str:
+    return ESCAPES.get(char) or (f"\\u{ord(char):04x}" if ord(char) < 0x20 else char)
+
+
+def _is_atom(expression: str) -> bool:
+    return expression[0] in "([" or expression.isalnum()
+
+
+def _char_class(chars: Chars) -> str:
+    if len(chars) == 1 and chars[0][0] == chars[0][1]:
+        return literal(chr(chars[0][0]))
+    outside = charset.union([*charset.complement(chars), *charset.SURROGATES])  # they have no bytes in UTF-8
+    if len(outside) < len(chars):
+        return "[^" + "".join(map(_range, outside)) + "]"
+    return "[" + "".join(map(_range, chars)) + "]"
+
+
+def _range(pair: tuple[int, int]) -> str:
+    low, high = pair
+    return _class_char(low) if low == high else f"{_class_char(low)}-{_class_char(high)}"
+
+
+def _class_char(point: int) -> str:
+    if chr(point).isascii() and chr(point).isalnum():
+        return chr(point)
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
+
+
+def _quoted(char: str) -> str:
+    point = ord(char)
+    if char in '"\\':
+        return "\\" + char
+    return char if 0x20 <= point < 0x7F else _class_char(point)

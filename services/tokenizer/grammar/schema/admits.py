@@ -1,0 +1,107 @@
+"""Whether a branch allows a value: what becomes of `enum` and `const` beside other keywords."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from services.tokenizer.grammar.schema.branch import Array, Branch, Items, Node, Object, Range, Text, is_same
+from services.tokenizer.grammar.schema.formats import FORMATS
+
+if TYPE_CHECKING:
+    from services.tokenizer.grammar.schema.expand import Expander
+
+
+def type_of(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case int() | float():
+            return "number"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def admits(expander: "Expander", branch: Branch, value: Any) -> bool:
+    kind = type_of(value)
+    if kind not in branch.types or any(is_same(value, one) for one in branch.excluded):
+        return False
+    if branch.values is not None and not any(is_same(value, one) for one in branch.values):
+        return False
+
+    def meets(node: Node, inner: Any) -> bool:
+        return any(admits(expander, one, inner) for one in expander.node(node))
+
+    match kind:
+        case "string":
+            return _text_admits(branch.text, value)
+        case "number":
+            return range_admits(branch.range, Decimal(repr(value)))
+        case "object":
+            return _object_admits(expander, branch.object, value, meets)
+        case "array":
+            return _array_admits(branch.array, value, meets)
+    return True
+
+
+def _text_admits(asked: Text, value: str) -> bool:
+    return (
+        asked.least <= len(value)
+        and (asked.most is None or len(value) <= asked.most)
+        and all(FORMATS.search(source).matches(value) for source in asked.patterns)
+        and not any(FORMATS.search(source).matches(value) for source in asked.excluded_patterns)
+    )
+
+
+def range_admits(asked: Range, value: Decimal) -> bool:
+    if not value.is_finite():
+        return False
+    if asked.low is not None and (value < asked.low or (value == asked.low and asked.low_is_open)):
+        return False
+    if asked.high is not None and (value > asked.high or (value == asked.high and asked.high_is_open)):
+        return False
+    is_integer = value == value.to_integral_value()
+    if asked.is_integer is not None and asked.is_integer != is_integer:
+        return False
+    return all(value % one == 0 for one in asked.multiples) and all(value % one != 0 for one in asked.not_multiples)
+
+
+def _object_admits(
+    expander: "Expander", asked: Object, value: dict[str, Any], meets: Callable[[Node, Any], bool]
+) -> bool:
+    return (
+        asked.required <= value.keys()
+        and asked.absent.isdisjoint(value)
+        and asked.least <= len(value)
+        and (asked.most is None or len(value) <= asked.most)
+        and all(meets(asked.names, name) for name in value)
+        and all(meets(expander.member_node(asked, name), inner) for name, inner in value.items())
+    )
+
+
+def _array_admits(asked: Array, value: list[Any], meets: Callable[[Node, Any], bool]) -> bool:
+    if len(value) < asked.least or (asked.most is not None and len(value) > asked.most):
+        return False
+    if asked.is_unique and any(is_same(one, other) for i, one in enumerate(value) for other in value[:i]):
+        return False
+    for one in asked.contains:
+        count = sum(meets(one.node, inner) for inner in value)
+        if count < one.least or (one.most is not None and count > one.most):
+            return False
+    return all(meets(item_node(asked.items, place), inner) for place, inner in enumerate(value))
+
+
+def item_node(items: tuple[Items, ...], place: int) -> Node:
+    """What the item at a place must meet."""
+    node: Node = frozenset()
+    for one in items:
+        if place < len(one.first):
+            node |= one.first[place]
+        elif one.rest is not None:
+            node |= one.rest
+    return node

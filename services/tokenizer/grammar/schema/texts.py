@@ -1,0 +1,124 @@
+"""JSON strings as rules: lengths, patterns, formats, and texts that are left out."""
+
+from functools import reduce
+
+from services.tokenizer.grammar import charset
+from services.tokenizer.grammar.automaton import Dfa, automaton, intersected, subtracted
+from services.tokenizer.grammar.errors import Unenforceable
+from services.tokenizer.grammar.limits import MAX_REPEAT
+from services.tokenizer.grammar.pattern import ANYTHING, One, Pattern, lengths, literal, repeat
+from services.tokenizer.grammar.rules import (
+    BUDGET_FROM,
+    JSON_PLAIN,
+    Rules,
+    automaton_rule,
+    counted,
+    one_of,
+    text_expression,
+)
+from services.tokenizer.grammar.schema.branch import Text
+from services.tokenizer.grammar.schema.formats import FORMATS
+
+QUOTE = '"\\""'
+MAX_EXACT_LENGTH = 256
+"""Longest bound that is counted by states beside a pattern."""
+
+ESCAPES_FROM = 32
+"""Strings that may be so long may have escapes in them."""
+
+_HEX = "[0-9a-fA-F]"
+_ESCAPE = rf'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] {_HEX} | [dD] [0-7]) {_HEX} {_HEX})'
+"""Any escape but half of a surrogate pair."""
+
+
+class Texts:
+    """max_characters: what an answer can have at most; longer bounds mean nothing."""
+
+    def __init__(self, rules: Rules, max_characters: int) -> None:
+        self._rules = rules
+        self._max_characters = max_characters
+
+    def expression(self, asked: Text, excluded: list[str]) -> str | None:
+        """For a whole JSON string; None: there is no such text."""
+        most = None if asked.most is not None and asked.most >= self._max_characters else asked.most
+        if asked.least > min(self._max_characters, MAX_REPEAT):
+            raise Unenforceable(f"asks for a text of {asked.least} characters, longer than an answer can be")
+        if most is not None and most < asked.least:
+            return None
+        patterns = [FORMATS.searched(source) for source in asked.patterns]
+        if not excluded and not asked.excluded_patterns:
+            known = [*patterns, *(FORMATS.pattern(name) for name in asked.formats)]
+            if not known:
+                return self._plain(asked.least, most)
+            if len(known) == 1 and _is_within(known[0], asked.least, most) and not _is_void(known[0]):
+                return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True)} {QUOTE}"
+        dfa = self._automaton(asked, excluded, most, asked.formats)
+        if dfa.is_empty and asked.formats:  # a format is an annotation: it narrows only what it leaves something of
+            dfa = self._automaton(asked, excluded, most, ())
+        if dfa.is_empty:
+            return None
+        return self._of_automaton(dfa, most)
+
+    def key(self, dfa: Dfa) -> str:
+        """For a whole JSON string that an automaton describes, which matches something."""
+        return f"{QUOTE} {automaton_rule(dfa, self._rules, is_json=True, end=QUOTE)}"
+
+    def automaton(self, asked: Text) -> Dfa:
+        """What the text may be, formats aside."""
+        return _bounded(self._automaton(asked, [], asked.most, ()), asked.most)
+
+    def _plain(self, least: int, most: int | None) -> str:
+        plain = one_of(JSON_PLAIN, is_json=True)
+        if most is None:
+            return self._rules.add(f"{QUOTE} {_times(plain, least)}({plain} | {_ESCAPE})* {QUOTE}")
+        if most < BUDGET_FROM:
+            return self._rules.add(f"{QUOTE} {counted(plain, least, most)} {QUOTE}")
+        more = plain if most < ESCAPES_FROM else f"({plain} | {_ESCAPE})"
+        content = self._rules.add(f"{_times(plain, least)}{more}*", max_chars=most)
+        return self._rules.add(f"{QUOTE} {content} {QUOTE}")
+
+    def _automaton(self, asked: Text, excluded: list[str], most: int | None, formats: tuple[str, ...]) -> Dfa:
+        parts = [FORMATS.search(source) for source in asked.patterns]
+        parts += [FORMATS.automaton(name) for name in formats]
+        if asked.least or not parts:
+            parts.append(automaton(repeat(One(charset.ANY), asked.least, None)))
+        dfa = reduce(intersected, parts)
+        for source in asked.excluded_patterns:
+            dfa = subtracted(dfa, FORMATS.search(source))
+        for text in excluded:
+            dfa = subtracted(dfa, automaton(literal(text)))
+        if most is not None and not _may_end_anywhere(dfa):
+            dfa = _bounded(dfa, most)
+        return dfa
+
+    def _of_automaton(self, dfa: Dfa, most: int | None) -> str:
+        if most is not None and _may_end_anywhere(dfa) and most >= BUDGET_FROM:
+            content = self._rules.add(automaton_rule(dfa, self._rules, is_json=True), max_chars=most)
+            return f"{QUOTE} {content} {QUOTE}"
+        return self.key(_bounded(dfa, most))
+
+
+def _times(part: str, count: int) -> str:
+    return f"{counted(part, count, count)} " if count else ""
+
+
+def _bounded(dfa: Dfa, most: int | None) -> Dfa:
+    if most is None:
+        return dfa
+    if most > MAX_EXACT_LENGTH:
+        raise Unenforceable(f"asks for a pattern in a text of at most {most} characters; it is too complex")
+    return intersected(dfa, automaton(repeat(One(charset.ANY), 0, most)))
+
+
+def _may_end_anywhere(dfa: Dfa) -> bool:
+    """Whether a match can end after any of its characters: then a budget of characters never has to be exceeded."""
+    return all(dfa.accepts[1:])
+
+
+def _is_within(pattern: Pattern, least: int, most: int | None) -> bool:
+    low, high = lengths(pattern)
+    return least <= low and (most is None or (high is not None and high <= most))
+
+
+def _is_void(pattern: Pattern) -> bool:
+    return pattern != ANYTHING and automaton(pattern).is_empty
