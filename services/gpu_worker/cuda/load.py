@@ -29,6 +29,8 @@ def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Lim
     """For a config without a `native_obstacle`. Raises ConfigError with one line for whatever cannot be used."""
     started = time.monotonic()
     device = torch.device(limits.device)
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.set_device(device)
     shape = decoder_config(config)
     dtype = model_dtype(config, settings.dtype)
@@ -39,7 +41,7 @@ def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Lim
     plan = PoolPlan(
         settings.page_size, settings.num_pages, limits.kv_memory_bytes or 0, settings.max_model_len, device, dtype
     )
-    plan.check_fits(shape.num_weights * dtype.itemsize)
+    plan.check_fits(_num_weights(shape) * dtype.itemsize)
     model = _load_model(config, shape, settings, dtype, device, max_length)
     loaded = time.monotonic()
 
@@ -67,6 +69,11 @@ def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Lim
         settings.page_size, made.max_model_len,
     )  # fmt: skip
     return made
+
+
+def _num_weights(shape: DecoderConfig) -> int:
+    """Numbers held on the device, where tied embeddings are one tensor."""
+    return shape.num_parameters - (shape.vocab_size * shape.hidden_size if shape.tied_embeddings else 0)
 
 
 def _load_model(
