@@ -50,17 +50,18 @@ def test_matches_reference(
     )  # fmt: skip
     norms = [torch.randn(head_dim, device=device).bfloat16() for _ in range(2)] if is_normed else [None, None]
     queries = rope_write(qkv, positions, table, slots, keys, values, *norms)
-    wanted_keys, wanted_values = (torch.full(keys.shape, torch.nan, dtype=torch.double) for _ in range(2))
+    wanted_keys, wanted_values = (
+        torch.full(keys.shape, torch.nan, dtype=torch.double, device=device) for _ in range(2)
+    )
     wanted = rope_write_reference(
         qkv.double(),
         positions,
         table.double(),
         slots,
-        wanted_keys.to(device),
-        wanted_values.to(device),
+        wanted_keys,
+        wanted_values,
         *(None if norm is None else norm.double() for norm in norms),
     )
-    wanted_keys, wanted_values = wanted_keys.to(device), wanted_values.to(device)
     assert_close("queries", queries, wanted)
     check_pool("keys", keys, wanted_keys, slots)
     check_pool("values", values, wanted_values, slots)
