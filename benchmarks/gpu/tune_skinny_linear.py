@@ -1,6 +1,6 @@
-"""Chooses, by measurement on this GPU, how each product of two models is computed for up to 64 rows.
+"""Chooses, by measurement on this GPU, how each product of two models is computed for up to 256 rows.
 
-    python benchmarks/gpu/tune_skinny_linear.py [--out FILE] [--seconds 110] [--processes 14]
+    python benchmarks/gpu/tune_skinny_linear.py [--out FILE] [--seconds 110] [--processes 14] [--rows 1,8]
 
 Shapes are those of Llama-3.2-1B and Llama-3.1-8B with a vocabulary of 49,152. Every candidate is checked against
 float32 with a poisoned output, timed in a CUDA graph over weights that outgrow the L2 cache, and run again to see
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,14 @@ from services.gpu_worker.bench.runner import time_us
 from services.gpu_worker.bench.skinny_linear import EPS, MODELS, Inputs, Model, Product
 from services.gpu_worker.kernels import skinny_linear as skinny
 from services.gpu_worker.kernels.fused_linear import FusedLinear
-from services.gpu_worker.kernels.linear_choice import BUCKETS, TABLE_FILE, Choice, LinearShape, LinearTable
+from services.gpu_worker.kernels.linear_choice import (
+    BUCKETS,
+    TABLE_FILE,
+    Choice,
+    LinearShape,
+    LinearTable,
+    read_choices,
+)
 from services.gpu_worker.kernels.skinny_linear import SkinnyConfig, Workspace, block_rows
 
 PROCESSORS = 132
@@ -37,27 +45,40 @@ PROCESSORS = 132
 def candidates(product: Product, bucket: int) -> list[SkinnyConfig]:
     found = []
     if bucket == 1:
-        for (block_n, block_k, warps), split in itertools.product(
-            ((8, 1024, 4), (4, 1024, 4), (16, 1024, 8), (8, 2048, 8), (16, 512, 8), (8, 512, 4)), (1, 2, 4)
-        ):
-            found.append(SkinnyConfig(block_n, block_k, split, False, warps, 1))
-    for (block_n, block_k, warps, stages), split in itertools.product(
-        ((64, 128, 4, 4), (64, 64, 4, 6), (32, 256, 4, 3), (64, 256, 4, 3), (128, 64, 4, 4), (128, 128, 8, 3)),
-        (1, 2, 4, 8),
-    ):
-        found.append(SkinnyConfig(block_n, block_k, split, True, warps, stages))
-    return [config for config in found if _fits(product, bucket, config)]
+        rows = ((8, 1024, 4), (4, 1024, 4), (2, 1024, 4), (4, 512, 2), (4, 2048, 8), (16, 512, 8), (8, 2048, 8))
+        for block_n, block_k, warps in rows:
+            found += [SkinnyConfig(block_n, block_k, split, False, warps, 1) for split in (1, 2)]
+    if bucket <= 64:
+        tiles = ((64, 128, 4, 4), (64, 64, 4, 6), (64, 256, 4, 3), (128, 64, 4, 4), (128, 128, 8, 3))
+        for (block_n, block_k, warps, stages), split in itertools.product(tiles, (1, 2, 4, 8)):
+            found.append(SkinnyConfig(block_n, block_k, split, True, warps, stages))
+    else:
+        large = (
+            (128, 64, 8, 4, 256),
+            (128, 64, 8, 4, 128),
+            (256, 64, 8, 3, 128),
+            (64, 64, 4, 4, 128),
+            (64, 128, 4, 3, 64),
+        )
+        for (block_n, block_k, warps, stages, block_m), split in itertools.product(large, (1, 2, 4, 8)):
+            config = SkinnyConfig(block_n, block_k, split, True, warps, stages, block_m=block_m)
+            found.append(replace(config, norms_before=product.is_normed))
+            if product.is_normed and block_m <= 128:
+                found.append(config)
+    fitting = [config for config in found if _fits(product, bucket, config)]
+    return [config for config in fitting if config.block_m <= bucket or bucket <= 64]
 
 
 def _fits(product: Product, bucket: int, config: SkinnyConfig) -> bool:
-    programs = -(-product.outputs // config.block_n) * config.split_k
     columns = block_rows(bucket, config)
+    programs = -(-bucket // columns) * -(-product.outputs // config.block_n) * config.split_k
     shared = 2 * config.num_stages * config.block_k * (config.block_n + columns) if config.uses_dot else 0
     steps = product.width // config.block_k // config.split_k
     if shared > 220_000 or steps < 1 or programs < 0.7 * PROCESSORS:
         return False
     # splitting is for filling the device, not beyond
-    return config.split_k == 1 or programs <= (8 if config.uses_dot else 10) * PROCESSORS
+    most = (3 if bucket > 64 else 8 if config.uses_dot else 16) * PROCESSORS
+    return config.split_k == 1 or programs <= most
 
 
 def dependent(config: SkinnyConfig) -> list[SkinnyConfig]:
@@ -68,12 +89,13 @@ def dependent(config: SkinnyConfig) -> list[SkinnyConfig]:
 def compile_kernel(product: Product, bucket: int, config: SkinnyConfig) -> str:
     """Leaves the kernel in Triton's cache on disk. Returns an error, or nothing."""
     dtype = torch.bfloat16
+    is_normed = product.is_normed and not config.norms_before
     outputs = product.outputs // 2 if product.silu else product.outputs
     try:
         skinny._skinny_linear_kernel.warmup(
             dtype, dtype, dtype, dtype, dtype, torch.float32 if product.is_head else dtype, torch.float32, torch.int32,
             3, outputs, product.width, product.width, outputs if product.has_residual else 0, outputs, EPS,
-            HAS_BIAS=False, HAS_RESIDUAL=product.has_residual, HAS_NORM=product.is_normed, NORM_FIRST=False,
+            HAS_BIAS=False, HAS_RESIDUAL=product.has_residual, HAS_NORM=is_normed, NORM_FIRST=False,
             SILU=product.silu, USES_DOT=config.uses_dot, EVEN_K=product.width % config.block_k == 0,
             BLOCK_M=block_rows(bucket, config), BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             SPLIT_K=config.split_k, STAGES=config.num_stages, IS_DEPENDENT=config.is_dependent,
@@ -138,7 +160,9 @@ def tune(
 def step_us(model: Model, choices: dict[tuple[LinearShape, int], Choice] | None, rows: int) -> float:
     """All products of one decode step, in a graph. choices None: cuBLAS."""
     # without an entry the table would follow a rule of thumb, so cuBLAS is written in
-    by_library = {(product.shape, bucket): None for product in model.products for bucket in BUCKETS}
+    by_library: dict[tuple[LinearShape, int], Choice] = {
+        (product.shape, bucket): None for product in model.products for bucket in BUCKETS
+    }
     table = LinearTable(PROCESSORS, by_library if choices is None else choices)
     workspace = Workspace(torch.device("cuda"))
 
@@ -168,20 +192,26 @@ def step_us(model: Model, choices: dict[tuple[LinearShape, int], Choice] | None,
     return time_us(step, graph_us=1, replays=20)
 
 
-def entries(results: dict[Product, dict[int, Result]]) -> Iterator[dict[str, object]]:
+def entries(results: dict[Product, dict[int, Result]]) -> Iterator[dict[str, Any]]:
     for product, by_bucket in results.items():
         for bucket, result in by_bucket.items():
             config = None if result.choice is None else asdict(result.choice)
-            yield {**asdict(product.shape), "rows": bucket, "config": config}
+            yield {
+                **asdict(product.shape),
+                "rows": bucket,
+                "config": config,
+                "us": round(result.us, 2),
+                "cublas_us": round(result.library_us, 2),
+            }
 
 
 def say(config: Choice) -> str:
     if config is None:
         return "cuBLAS"
-    way = "dot" if config.uses_dot else "row"
+    way = f"{'norm, ' * config.norms_before}dot {config.block_m}x" if config.uses_dot else "row "
     depend = f" dependent+{config.prefetch}" if config.is_dependent else ""
     return (
-        f"{way} {config.block_n}x{config.block_k} split {config.split_k} "
+        f"{way}{config.block_n}x{config.block_k} split {config.split_k} "
         f"warps {config.num_warps} stages {config.num_stages}{depend}"
     )
 
@@ -191,13 +221,15 @@ def main() -> None:
     parser.add_argument("--out", default=str(TABLE_FILE), help="default: the table in the package")
     parser.add_argument("--seconds", type=float, default=110, help="time for everything")
     parser.add_argument("--processes", type=int, default=14, help="that compile")
+    parser.add_argument("--rows", default=",".join(map(str, BUCKETS)), help="buckets, by commas; others are kept")
     options = parser.parse_args()
     started = time.monotonic()
+    buckets = [int(rows) for rows in options.rows.split(",")]
     products = [product for model in MODELS for product in model.products]
-    tries = {product: {bucket: candidates(product, bucket) for bucket in BUCKETS} for product in products}
+    tries = {product: {bucket: candidates(product, bucket) for bucket in buckets} for product in products}
     # Forked before this process touches the GPU, so that the children can.
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
-        compile_all(pool, [(p, b, c) for p in products for b in BUCKETS for c in tries[p][b]])
+        compile_all(pool, [(p, b, c) for p in products for b in buckets for c in tries[p][b]])
         results: dict[Product, dict[int, Result]] = {product: {} for product in products}
         again: dict[Product, dict[int, list[SkinnyConfig]]] = {}
         for product in products:
@@ -213,7 +245,9 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     out = Path(options.out)
     tables = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    tables[device] = list(entries(results))
+    kept = [entry for entry in tables.get(device, []) if entry["rows"] not in buckets]
+    tables[device] = kept + list(entries(results))
+    choices = read_choices(tables[device])
     out.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
     print(f"{device}, torch {torch.__version__}")
     print(f"{'product':<12} {'rows':>4} {'cuBLAS us':>9} {'best us':>8} {'GB/s':>6}  way")
@@ -224,9 +258,8 @@ def main() -> None:
                 f"{product.name:<12} {bucket:>4} {result.library_us:9.2f} {result.us:8.2f} {rate:6.0f}  "
                 f"{say(result.choice)}"
             )
-    choices = {(p.shape, b): result.choice for p in products for b, result in results[p].items()}
     for model in MODELS:
-        for rows in (1, 8, 16, 32, 64, 256):
+        for rows in (1, 8, 32, 64, 128, 256):
             library, chosen = step_us(model, None, rows), step_us(model, choices, rows)
             print(
                 f"{model.name}, all products, {rows:>3} rows: cuBLAS {library / 1e3:.3f} ms, chosen "

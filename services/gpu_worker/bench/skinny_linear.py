@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from services.gpu_worker.bench.case import Case, assert_error_below, rotating, sets_past_l2
+from services.gpu_worker.kernels.add_rms_norm import rms_norm
 from services.gpu_worker.kernels.fused_linear import FusedLinear
 from services.gpu_worker.kernels.linear_choice import Choice, LinearShape, LinearTable
 from services.gpu_worker.kernels.skinny_linear import Workspace, skinny_linear, skinny_linear_reference
@@ -113,11 +114,14 @@ class Inputs:
             assert_error_below(MAX_ERROR, self.linears[0].run(None, x, residual), wanted)
             return
         dtype = torch.float32 if self.product.is_head else x.dtype
+        norm_weight = self.norm
+        if norm_weight is not None and choice.norms_before:
+            x, norm_weight = rms_norm(x, norm_weight, EPS), None
         outs = []
         for _ in range(2):
             out = torch.full(wanted.shape, torch.nan, dtype=dtype, device="cuda")
             skinny_linear(
-                x, self.weights[0], choice, residual=residual, norm_weight=self.norm, eps=EPS,
+                x, self.weights[0], choice, residual=residual, norm_weight=norm_weight, eps=EPS,
                 silu_and_mul=self.product.silu, out=out, workspace=self.workspace,
             )  # fmt: skip
             outs.append(out)
@@ -134,7 +138,7 @@ def cases() -> Iterator[Case]:
     table, workspace = LinearTable.of_device(device), Workspace(device)
     for product in (product for model in MODELS for product in model.products):
         inputs = Inputs(product, workspace, table)
-        for rows in (1, 16, 64):
+        for rows in (1, 16, 64, 256):
             yield _case(inputs, table.choose(product.shape, rows), rows)
 
 

@@ -17,9 +17,10 @@ from services.gpu_worker.kernels.skinny_linear import Workspace, skinny_linear
 class FusedLinear:
     """norm(x) W^T + b, then the activation or the residual.
 
-    weight: [outputs, inputs], contiguous, bfloat16 or float16, or float32, which always goes by cuBLAS; bias: [outputs]; norm_weight: [inputs], of the RMSNorm
-    before the product. silu_and_mul: weight is [gate; up], the result silu(gate) * up. table and workspace are shared
-    by all products of a stream; graphs are captured after the last product was made."""
+    weight: [outputs, inputs], contiguous, bfloat16 or float16, or float32, which always goes by cuBLAS; bias:
+    [outputs]; norm_weight: [inputs], of the RMSNorm before the product. silu_and_mul: weight is [gate; up], the result
+    silu(gate) * up. table and workspace are shared by all products of a stream; graphs are captured after the last
+    product was made."""
 
     def __init__(
         self,
@@ -60,13 +61,16 @@ class FusedLinear:
         assert not in_place or residual is not None
         if choice is None or x.shape[0] == 0:
             return self._by_library(x, residual, in_place)
+        norm_weight = self._norm_weight
+        if norm_weight is not None and choice.norms_before:
+            x, norm_weight = rms_norm(x, norm_weight, self._eps), None
         return skinny_linear(
             x,
             self._weight,
             choice,
             bias=self._bias,
             residual=residual,
-            norm_weight=self._norm_weight,
+            norm_weight=norm_weight,
             eps=self._eps,
             silu_and_mul=self.shape.silu_and_mul,
             out=residual if in_place else None,

@@ -1,8 +1,8 @@
 """Which way a product goes for a number of rows: a config of the skinny kernel, or cuBLAS.
 
 Measured where there are measurements (linear_table.json, written by benchmarks/gpu/tune_skinny_linear.py), by rule of
-thumb elsewhere. Up to 64 rows come in buckets of 1, 8, 16, 32 and 64, each with one config, so that within a bucket a
-row's result does not depend on how many rows there are.
+thumb elsewhere. Up to 256 rows come in buckets of 1, 8, 16, 32, 64, 128 and 256, each with one config, so that within
+a bucket a row's result does not depend on how many rows there are.
 """
 
 import json
@@ -17,7 +17,7 @@ import triton
 from services.gpu_worker.kernels.skinny_linear import MAX_ROWS, SkinnyConfig
 
 TABLE_FILE = Path(__file__).with_name("linear_table.json")
-BUCKETS = (1, 8, 16, 32, 64)
+BUCKETS = (1, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,19 @@ class LinearTable:
         return self._choices[key] if key in self._choices else rule_of_thumb(shape, rows, self._num_processors)
 
 
-def rule_of_thumb(shape: LinearShape, rows: int, num_processors: int) -> SkinnyConfig:
-    """Enough programs for two on every multiprocessor, each with tens of kilobytes of W on their way."""
+def rule_of_thumb(shape: LinearShape, rows: int, num_processors: int) -> Choice:
+    """Enough programs for two on every multiprocessor, each with tens of kilobytes of W on their way. What won most
+    often where it was measured; for more than 64 rows there is no rule, so cuBLAS."""
+    if rows > 64:
+        return None
     if rows == 1:
-        return SkinnyConfig(block_n=8, block_k=1024, uses_dot=False, num_stages=1)
+        return SkinnyConfig(block_n=4, block_k=1024, uses_dot=False, num_stages=1, is_dependent=True)
     block_n, block_k = 64, 128
     programs = triton.cdiv(shape.outputs, block_n)
     split_k = 1
     while programs * split_k < 2 * num_processors and shape.width // (2 * split_k) >= 2 * block_k:
         split_k *= 2
-    return SkinnyConfig(block_n, block_k, split_k)
+    return SkinnyConfig(block_n, block_k, split_k, is_dependent=True)
 
 
 def read_choices(entries: list[dict[str, Any]]) -> dict[tuple[LinearShape, int], Choice]:

@@ -3,7 +3,7 @@
     y[m, n] = sum_k norm(x)[m, k] W[n, k] + bias[n]          norm(x)[m] = x[m] / rms(x[m]) * norm_weight, or x itself
     out = y + residual,  or  silu(y[:, :I]) * y[:, I:]       with N = 2 I: gate and up in one W
 
-Reads NK elements of W and MK of x, writes MN: memory bound for M below some 200 rows, so W must flow at the speed of
+Reads NK elements of W and MK of x, writes MN: memory bound for M below some 250 rows, so W must flow at the speed of
 a copy. The norm costs no pass of its own: 1 / rms(x[m]) is a factor of the whole row, so a program sums the squares
 as it walks over K and scales at the end (float16 could overflow before that scaling: there a program walks over x
 twice). A tile of y is [BLOCK_N, BLOCK_M], so that W fills the rows of the matrix unit and the few rows of x its
@@ -23,7 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from services.gpu_worker.kernels.dot import IS_INTERPRETED, dot_add
 
-MAX_ROWS = 64
+MAX_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ class SkinnyConfig:
     block_n: rows of W in a program; with silu_and_mul half of them gate. block_k: of K in a step of the loop.
     split_k: programs along K. uses_dot: matrix units; without them, one row of x only. num_stages: tiles of W on
     their way to a program. is_dependent: a program may start, and fetch `prefetch` bytes of each of its rows of W
-    into L2, while the kernel before it ends (programmatic dependent launch)."""
+    into L2, while the kernel before it ends (programmatic dependent launch). block_m: rows of x in a program, at most;
+    x is read once for every block_n rows of W, and W once for every block_m rows of x, from L2 at best. norms_before:
+    for callers: the norm is better computed by a kernel of its own."""
 
     block_n: int
     block_k: int
@@ -43,6 +45,8 @@ class SkinnyConfig:
     num_stages: int = 4
     is_dependent: bool = False
     prefetch: int = 0
+    block_m: int = 64
+    norms_before: bool = False
 
 
 class Workspace:
@@ -58,7 +62,7 @@ class Workspace:
         if config.split_k == 1:
             return
         device = self.partials.device
-        tiles = triton.cdiv(outputs, config.block_n)
+        tiles = _tiles(rows, outputs, config)
         partials = tiles * config.split_k * (config.block_n + 1) * block_rows(rows, config)
         if self.partials.numel() < partials:
             self.partials = torch.empty(partials, dtype=torch.float32, device=device)
@@ -67,8 +71,12 @@ class Workspace:
 
 
 def block_rows(rows: int, config: SkinnyConfig) -> int:
-    """Columns of y's tile: kernels are compiled for 1 (without matrix units), 8, 16, 32 and 64 rows of x."""
-    return max(8, triton.next_power_of_2(rows)) if config.uses_dot else 1
+    """Columns of y's tile, a power of two: 1 without matrix units, otherwise 8 to config.block_m."""
+    return min(config.block_m, max(8, triton.next_power_of_2(rows))) if config.uses_dot else 1
+
+
+def _tiles(rows: int, outputs: int, config: SkinnyConfig) -> int:
+    return int(triton.cdiv(rows, block_rows(rows, config)) * triton.cdiv(outputs, config.block_n))
 
 
 def prefetch_bytes(config: SkinnyConfig, width: int) -> int:
@@ -246,7 +254,9 @@ def _skinny_linear_kernel(  # type: ignore[no-untyped-def]
     IS_DEPENDENT: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    # Programs of one tile of W follow each other, so that W is read from memory for the first of them only.
+    m_tiles = tl.cdiv(M, BLOCK_M)
+    tile, m_tile = tl.program_id(0) // m_tiles, tl.program_id(0) % m_tiles
     split = tl.program_id(1)
     local = tl.arange(0, BLOCK_N)
     if SILU:  # gate and up rows in turn, so that a program has both
@@ -258,7 +268,8 @@ def _skinny_linear_kernel(  # type: ignore[no-untyped-def]
     is_column = columns < N
     weight_rows = tl.where(is_column, weight_rows, 0)
     row_starts = weight_ptr + weight_rows.to(tl.int64)[:, None] * K
-    rows = tl.arange(0, BLOCK_M)
+    inner = tl.arange(0, BLOCK_M)
+    rows = m_tile * BLOCK_M + inner
     is_row = rows < M
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride
     per_split = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K) * BLOCK_K
@@ -285,24 +296,25 @@ def _skinny_linear_kernel(  # type: ignore[no-untyped-def]
         )
 
     if SPLIT_K > 1:
-        part = partials_ptr + (tile * SPLIT_K).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+        part = partials_ptr + (tl.program_id(0) * SPLIT_K).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
         mine = part + split * ((BLOCK_N + 1) * BLOCK_M)
-        inside = local[:, None] * BLOCK_M + rows[None, :]
+        inside = local[:, None] * BLOCK_M + inner[None, :]
         tl.store(mine + inside, y)
         if HAS_NORM:
-            tl.store(mine + BLOCK_N * BLOCK_M + rows, squares)
+            tl.store(mine + BLOCK_N * BLOCK_M + inner, squares)
         tl.debug_barrier()  # every thread's partial sums, before the arrival is told
-        arrived = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel")
+        arrived = tl.atomic_add(counters_ptr + tl.program_id(0), 1, sem="acq_rel")
         if arrived != SPLIT_K - 1:
             return
-        tl.store(counters_ptr + tile, 0)  # for the next kernel
+        tl.store(counters_ptr + tl.program_id(0), 0)  # for the next kernel
         y = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         squares = tl.zeros([BLOCK_M], tl.float32)
-        for other in tl.static_range(SPLIT_K):
+        # Small tiles are loaded all at once; large ones would not fit the registers.
+        for other in tl.range(SPLIT_K, loop_unroll_factor=SPLIT_K if BLOCK_M <= 64 else 1):
             theirs = part + other * ((BLOCK_N + 1) * BLOCK_M)
             y += tl.load(theirs + inside, cache_modifier=".cg")  # L1 could hold an older launch's
             if HAS_NORM:
-                squares += tl.load(theirs + BLOCK_N * BLOCK_M + rows, cache_modifier=".cg")
+                squares += tl.load(theirs + BLOCK_N * BLOCK_M + inner, cache_modifier=".cg")
 
     if HAS_NORM and not NORM_FIRST:
         y *= tl.rsqrt(squares / K + eps)[None, :]
@@ -344,11 +356,10 @@ def skinny_linear(
     if out is None:
         out = x.new_empty((rows, outputs), dtype=out_dtype or x.dtype)
     _check(x, weight, config, bias, residual, norm_weight, silu_and_mul, out)
-    tiles = triton.cdiv(weight.shape[0], config.block_n)
     workspace = Workspace(x.device) if workspace is None else workspace
     workspace.reserve(rows, weight.shape[0], config)
     is_dependent = config.is_dependent and not IS_INTERPRETED.value
-    _skinny_linear_kernel[(tiles, config.split_k)](
+    _skinny_linear_kernel[(_tiles(rows, weight.shape[0], config), config.split_k)](
         x, weight,
         weight if bias is None else bias,
         x if residual is None else residual,

@@ -1,7 +1,7 @@
 """Both ways of a fused product against the definition, and which of them is taken."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from services.gpu_worker.kernels.skinny_linear import SkinnyConfig, Workspace, s
 from tests.services.gpu_worker.kernels.kernel_testing import assert_close
 
 SMALL = SkinnyConfig(block_n=16, block_k=32, split_k=2)
+NORMS_BEFORE = replace(SMALL, norms_before=True, block_m=8)
 TOLERANCE = 1e-2  # normed rows are rounded before the product
 
 
@@ -35,16 +36,16 @@ def weights(outputs: int, width: int, device: torch.device) -> tuple[Tensor, Ten
     )
 
 
-@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize("rows", [3, 10, 70])
 @pytest.mark.parametrize("fused", ["qkv", "o", "o in place", "gate_up", "head"])
-def test_both_ways_match_the_definition(rows: int, fused: str, device: torch.device, nan_filled_empty: None) -> None:
+def test_all_ways_match_the_definition(rows: int, fused: str, device: torch.device, nan_filled_empty: None) -> None:
     weight, bias, norm_weight = weights(48, 96, device)
     silu = fused == "gate_up"
     is_normed = fused in ("qkv", "gate_up", "head")
     linear = FusedLinear(
         weight,
         bias,
-        table=LinearTable(4, {(LinearShape(48, 96, silu), 8): SMALL}),
+        table=LinearTable(4, {(LinearShape(48, 96, silu), 8): SMALL, (LinearShape(48, 96, silu), 16): NORMS_BEFORE}),
         workspace=Workspace(device),
         norm_weight=norm_weight if is_normed else None,
         eps=1e-5,
@@ -71,21 +72,23 @@ def test_both_ways_match_the_definition(rows: int, fused: str, device: torch.dev
 def test_the_table_decides_per_bucket_and_large_batches_go_to_the_library() -> None:
     shape = LinearShape(64, 128)
     table = LinearTable(4, {(shape, 8): SMALL, (shape, 16): None})
-    assert [table.choose(shape, rows) for rows in (2, 8, 9, 16, 65)] == [SMALL, SMALL, None, None, None]
+    assert [table.choose(shape, rows) for rows in (2, 8, 9, 16, 257)] == [SMALL, SMALL, None, None, None]
     assert table.choose(shape, 1) == rule_of_thumb(shape, 1, 4)
     assert table.choose(LinearShape(64, 128, True), 8) == rule_of_thumb(LinearShape(64, 128, True), 8, 4)
 
 
 def test_buckets_hold_every_number_of_rows() -> None:
-    assert sorted({bucket(rows) for rows in range(1, 65)}) == list(BUCKETS)
-    assert all(bucket(rows) >= rows for rows in range(1, 65))
+    assert sorted({bucket(rows) for rows in range(1, 257)}) == list(BUCKETS)
+    assert all(bucket(rows) >= rows for rows in range(1, 257))
 
 
 @pytest.mark.parametrize("outputs", [2048, 16384, 49152])
 def test_the_rule_of_thumb_fills_the_device(outputs: int) -> None:
     config = rule_of_thumb(LinearShape(outputs, 8192), 8, 132)
+    alone = rule_of_thumb(LinearShape(outputs, 8192), 1, 132)
+    assert config is not None and alone is not None and not alone.uses_dot
     assert -(-outputs // config.block_n) * config.split_k >= 264
-    assert not rule_of_thumb(LinearShape(outputs, 8192), 1, 132).uses_dot
+    assert rule_of_thumb(LinearShape(outputs, 8192), 65, 132) is None
 
 
 def test_entries_of_the_file_are_read_back() -> None:
