@@ -1,0 +1,63 @@
+"""How long streams stood still after each kind of blow."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tests.chaos.client import Stream
+from tests.chaos.harm import Struck
+
+
+def longest_gaps(streams: Iterable[Stream], struck: Sequence[Struck]) -> dict[str, list[float]]:
+    """By kind of blow: for every stream that was under way, its longest wait, in seconds, from the blow until the
+    next one."""
+    gaps: dict[str, list[float]] = {one.blow.label: [] for one in struck}
+    ends = [later.at for later in struck[1:]] + [float("inf")]
+    for one, until in zip(struck, ends, strict=True):
+        for stream in streams:
+            times = stream.times
+            if not times or not times[0] <= one.at < times[-1]:
+                continue
+            waits = [b - max(a, one.at) for a, b in itertools.pairwise(times) if b > one.at and a < until]
+            gaps[one.blow.label].append(max(waits))
+    return gaps
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def summary(streams: Sequence[Stream], struck: Sequence[Struck]) -> dict[str, Any]:
+    """Counts, and recovery times in seconds by kind."""
+    gaps = longest_gaps(streams, struck)
+    kinds = {}
+    for label in sorted(gaps):
+        count = sum(one.blow.label == label for one in struck)
+        waits = gaps[label]
+        kinds[label] = {"blows": count, "streams": len(waits)}
+        if waits:
+            kinds[label] |= {
+                "p50_s": round(quantile(waits, 0.5), 3),
+                "p99_s": round(quantile(waits, 0.99), 3),
+                "max_s": round(max(waits), 3),
+            }
+    return {
+        "streams": len(streams),
+        "blows": len(struck),
+        "resent": sum(stream.resent for stream in streams),
+        "refused": sum(stream.refused for stream in streams),
+        "faults": sum(stream.fault is not None for stream in streams),
+        "kinds": kinds,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """As lines of text."""
+    lines = [f"{summary['streams']} streams, {summary['blows']} blows, {summary['faults']} faults,"]
+    lines[0] += f" {summary['resent']} sent anew, {summary['refused']} told to come back"
+    lines.append(f"{'kind':24}{'blows':>6}{'streams':>9}{'p50 s':>9}{'p99 s':>9}{'max s':>9}")
+    for label, kind in summary["kinds"].items():
+        times = "".join(f"{kind[name]:9.2f}" if name in kind else f"{'-':>9}" for name in ("p50_s", "p99_s", "max_s"))
+        lines.append(f"{label:24}{kind['blows']:6}{kind['streams']:9}{times}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Nothing is lost: streams over a set whose processes are hurt one after the other.
+
+`SAPWOOD_CHAOS_ROUNDS=20 pytest tests/chaos -m slow -s` hurts every kind of process in every way twenty times;
+`SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once, and
+`SAPWOOD_CHAOS_REPORT` names a file for the numbers.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.client import Client, Request, Stream, some_requests
+from tests.chaos.cluster import Cluster
+from tests.chaos.harm import Blow, Struck, blows, strike
+from tests.chaos.ledger import assert_clean
+from tests.chaos.report import summary, table
+
+SEED = int(os.environ.get("SAPWOOD_CHAOS_SEED", "1"))
+ROUNDS = int(os.environ.get("SAPWOOD_CHAOS_ROUNDS", "0"))
+REPORT = os.environ.get("SAPWOOD_CHAOS_REPORT")
+AT_ONCE = int(os.environ.get("SAPWOOD_CHAOS_STREAMS", "16" if ROUNDS else "8"))
+PAUSE_S = (1.5, 4.0)
+"""Between two blows."""
+
+EVERYDAY = (
+    "kill gpu_worker-0",
+    "cut scheduler-0",
+    "kill tokenizer-1",
+    "kill scheduler-0",
+    "pause gpu_worker-1",
+    "kill gateway-0",
+)
+
+
+async def load(client: Client, requests: Sequence[Request], streams: list[Stream], stop: asyncio.Event) -> None:
+    """One user who asks again and again until told to stop."""
+    while not stop.is_set():
+        stream = Stream(len(streams), len(streams) % len(requests))
+        streams.append(stream)
+        await client.answer(requests[stream.request], stream)
+
+
+async def hurt(cluster: Cluster, order: Sequence[Blow], rng: random.Random) -> list[Struck]:
+    struck = []
+    for blow in order:
+        await asyncio.sleep(rng.uniform(*PAUSE_S))
+        print(f"{time.strftime('%H:%M:%S')} {blow.kind} {blow.process}", flush=True)
+        struck.append(await strike(cluster, blow))
+    await asyncio.sleep(PAUSE_S[1])
+    return struck
+
+
+def num_common(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def faults(streams: Sequence[Stream], alone: Sequence[Stream]) -> list[str]:
+    """What is not as it is without harm."""
+    found = []
+    for stream in streams:
+        want = alone[stream.request]
+        if stream.fault is not None:
+            found.append(f"stream {stream.number}: {stream.fault}")
+        elif (stream.text, stream.finish_reason) != (want.text, want.finish_reason):
+            at = num_common(stream.text, want.text)
+            found.append(
+                f"stream {stream.number} of request {stream.request}: differs from character {at} of {len(want.text)}: "
+                f"{stream.text[at : at + 40]!r}, not {want.text[at : at + 40]!r}"
+            )
+        elif stream.usage["completion_tokens"] != want.usage["completion_tokens"]:
+            found.append(f"stream {stream.number}: usage {stream.usage}, not {want.usage}")
+    return found
+
+
+def write_report(numbers: dict[str, Any]) -> None:
+    if REPORT:
+        Path(REPORT).write_text(json.dumps(numbers, indent=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 + 120 * max(1, ROUNDS))
+async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
+    rng = random.Random(SEED)
+    requests = some_requests(rng, 24 if ROUNDS else 12)
+    order = list(blows(cluster, rng, ROUNDS)) if ROUNDS else [Blow(*one.split()) for one in EVERYDAY]
+    client = Client(cluster.urls, random.Random(SEED))
+    with contextlib.closing(cluster.redis()) as broker:
+        alone = [await client.answer(request, Stream(number, number)) for number, request in enumerate(requests)]
+        assert not [stream.fault for stream in alone if stream.fault]
+        assert len({stream.text for stream in alone}) == len(alone)
+        streams: list[Stream] = []
+        stop = asyncio.Event()
+        users = [asyncio.create_task(load(client, requests, streams, stop)) for _ in range(AT_ONCE)]
+        try:
+            struck = await hurt(cluster, order, rng)
+        finally:
+            stop.set()
+            await asyncio.gather(*users)
+            await client.close()
+        numbers = summary(streams, struck)
+        print(table(numbers))
+        write_report(numbers)
+        assert not faults(streams, alone)
+        assert not cluster.deaths()
+        await cluster.until_ready()
+        await assert_clean(cluster, broker)
