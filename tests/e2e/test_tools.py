@@ -35,7 +35,7 @@ TOOLS: list[Any] = [
 
 @pytest.fixture
 def client(sapwood: Any) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{sapwood.url}/v1", api_key="unused", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{sapwood.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
         yield client
 
 
@@ -43,7 +43,7 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
     return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_call_that_must_be_made_is_made(client: openai.OpenAI, seed: int) -> None:
     parsed = client.chat.completions.parse(
         model=MODEL, messages=QUESTION, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, seed=seed,
@@ -69,7 +69,7 @@ def test_the_named_tool_is_called(client: openai.OpenAI) -> None:
 def test_streamed_calls_are_the_plain_ones(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": MODEL, "messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "temperature": 0,
-        "max_tokens": 120,
+        "max_tokens": 60,
     }  # fmt: skip
     try:
         plain = client.chat.completions.create(**asked)
@@ -87,19 +87,33 @@ def test_streamed_calls_are_the_plain_ones(client: openai.OpenAI) -> None:
     assert fragments == calls_of(plain.choices[0].message)[0][1]
 
 
+def a_round(city: str, number: int) -> list[Any]:
+    """A question and the call that it led to."""
+    call = {
+        "id": f"call_{number}",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": json.dumps({"city": city, "days": number})},
+    }
+    return [
+        {"role": "user", "content": f"What is the weather in {city}?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+
+
 def test_strict_tools_are_never_called_badly(client: openai.OpenAI) -> None:
+    """Of its own accord so small a model calls only what it has seen called."""
     models = {"get_weather": GetWeather, "close": Close}
+    messages = [*a_round("Oslo", 1), *a_round("Rome", 2), {"role": "user", "content": "What is the weather in Paris?"}]
     num_calls = 0
-    for seed in range(6):
+    for seed in range(3):
         answer = client.chat.completions.create(
-            model=MODEL, messages=QUESTION, tools=TOOLS, seed=seed, temperature=0.7, max_tokens=80
+            model=MODEL, messages=messages, tools=TOOLS, seed=seed, temperature=0.7, max_tokens=60
         )
         (choice,) = answer.choices
         for name, arguments in calls_of(choice.message):
+            models[name].model_validate_json(arguments)
             num_calls += 1
-            if choice.finish_reason != "length":
-                models[name].model_validate_json(arguments)
-    assert num_calls
+    assert num_calls, "the model called nothing, so this says nothing"
 
 
 def test_a_conversation_with_results(client: openai.OpenAI) -> None:
