@@ -104,8 +104,9 @@ class ToolCalling(Record, frozen=True, kw_only=True):
 class Tokenize(Message, frozen=True, kw_only=True):
     """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
 
-    reply_to: the gateway's instance id; max_tokens None: up to the end of the context;
-    arrival: when the gateway took the request. tool_calling: None: the answer's text is not looked through for
+    reply_to: the address of the gateway (`Instance.address`); max_tokens None: up to the end of the context;
+    arrival: when the gateway took the request. kept_while: a key in the broker (without the deployment's prefix); while
+    it is there somebody wants the answer though its gateway may be gone; empty: nobody would. tool_calling: None: the answer's text is not looked through for
     calls. separate_reasoning: what a model thinks before it answers comes in a channel of its own."""
 
     request_id: str
@@ -123,6 +124,7 @@ class Tokenize(Message, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     tool_calling: ToolCalling | None = None
     separate_reasoning: bool = False
+    kept_while: str = ""
 
 
 # -------------------------------------------------------------------------- tokenizer -> scheduler
@@ -211,7 +213,8 @@ class Open(Message, frozen=True, kw_only=True):
     prompt_tail: the prompt's last few tokens, context for the first output token's text. min_tokens: stop
     strings count once more output tokens than that are there. stop_token_ids: those the client asked for;
     eos_token_ids: the model's, none when ignored. Any of them ends the sequence and is not shown. format: None:
-    the answer is plain text. kept: special tokens that are shown even where others are skipped."""
+    the answer is plain text. kept: special tokens that are shown even where others are skipped. kept_while: as in
+    `Tokenize`."""
 
     request_id: str
     reply_to: str
@@ -227,6 +230,7 @@ class Open(Message, frozen=True, kw_only=True):
     eos_token_ids: list[int] = []
     format: AnswerFormat | None = None
     kept: list[str] = []
+    kept_while: str = ""
 
 
 class Ended(Record, frozen=True, kw_only=True):
@@ -452,7 +456,9 @@ HEARTBEAT_LAPSE_S = 5.0
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """A process as the registry shows it (`shared.registry`): a JSON object in a Redis hash.
 
-    at: when this was written. model, max_model_len: what a worker or tokenizer serves."""
+    at: when this was written. model, max_model_len: what a worker or tokenizer serves. address: where a gateway reads
+    its replies (`reply:ADDRESS`); another one after every start, so that the sequences of a start that ended are told
+    from those of the next."""
 
     service: str
     instance: str
@@ -463,3 +469,4 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: bool
     model: str | None = None
     max_model_len: int | None = None
+    address: str = ""

@@ -60,9 +60,13 @@ class Registry:
             is_ready=False,
         )
 
-    def update(self, *, is_ready: bool, model: str | None = None, max_model_len: int | None = None) -> None:
+    def update(
+        self, *, is_ready: bool, model: str | None = None, max_model_len: int | None = None, address: str = ""
+    ) -> None:
         """What the next heartbeats say of this process."""
-        self._own = msgspec.structs.replace(self._own, is_ready=is_ready, model=model, max_model_len=max_model_len)
+        self._own = msgspec.structs.replace(
+            self._own, is_ready=is_ready, model=model, max_model_len=max_model_len, address=address
+        )
 
     async def beat(self) -> None:
         self._own = msgspec.structs.replace(self._own, at=time.time())

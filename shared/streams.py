@@ -159,6 +159,22 @@ class Wire:
         await self._connection.disconnect()
 
 
+_SEND_ONCE = """
+local held = KEYS[3] and redis.call('GET', KEYS[3]) or KEYS[2]
+local value = redis.call('GET', held)
+if value then return value end
+if KEYS[3] then redis.call('SET', KEYS[3], KEYS[2], 'PX', ARGV[2]) end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+local at = 3
+while at <= #ARGV do
+    local size = tonumber(ARGV[at])
+    redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + size))
+    at = at + size + 1
+end
+return nil
+"""
+
+
 class Bus:
     """A deployment's streams on one broker: where keys get their prefix."""
 
@@ -260,6 +276,30 @@ class Bus:
                 raise
         except LOST_CONNECTION as error:
             log.warning("renewing in %s: %s", stream.name, error)
+
+    async def send_once(
+        self,
+        claim: str,
+        name: str,
+        value: bytes,
+        for_s: float,
+        stream: Stream[M],
+        messages: Sequence[M],
+        *,
+        traceparent: str | None = None,
+        deadline: float | None = None,
+    ) -> bytes | None:
+        """In one step that happens whole or not at all: keeps `value` under the key `name` and sends the messages,
+        unless the key `claim` points to a key that is still there, whose value is returned then. Both keys last for
+        `for_s`. claim empty: nothing is looked for. Raises LOST_CONNECTION; asked again after that, with the same
+        value, it sends nothing twice and returns None or another's value."""
+        entries = [_fields_of(message, traceparent, deadline) for message in messages]
+        keys = [self.key(stream.name), self.key(name), *([self.key(claim)] if claim else [])]
+        arguments = [value, int(for_s * 1000), *(part for fields in entries for part in (len(fields), *fields))]
+        held: bytes | None = await self.client.eval(_SEND_ONCE, len(keys), *keys, *arguments)  # type: ignore[misc]
+        if held is None:
+            ENTRIES_SENT.labels(_family(stream)).inc(len(messages))
+        return None if held == value else held
 
     async def newest_id(self, stream: Stream[Any]) -> str:
         """The id of the stream's last entry, "0" if it has none."""
@@ -387,11 +427,7 @@ class Outbox:
         deadline: float | None = None,
     ) -> None:
         """Queues one entry."""
-        fields: list[bytes | str | int] = ["v", PROTOCOL_VERSION, "m", _encoder.encode(message)]
-        if traceparent is not None:
-            fields += ["t", traceparent]
-        if deadline is not None:
-            fields += ["d", repr(deadline)]
+        fields = _fields_of(message, traceparent, deadline)
         ENTRIES_SENT.labels(_family(stream)).inc()
         self._queue("XADD", self._bus.key(stream.name), "*", *fields)
 
@@ -415,6 +451,14 @@ class Outbox:
         """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
         only reader may die."""
         self._queue("EXPIRE", self._bus.key(stream.name), after_s)
+
+    def store(self, name: str, value: bytes, for_s: float) -> None:
+        """Queues that a key holds a value for so long."""
+        self._queue("SET", self._bus.key(name), value, "PX", int(for_s * 1000))
+
+    def forget(self, *names: str) -> None:
+        """Queues the removal of keys."""
+        self._queue("DEL", *map(self._bus.key, names))
 
     def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
         """Queues an entry's move to the dead letters."""
@@ -479,6 +523,16 @@ class Outbox:
                 log.warning("the broker is not taking writes; %d commands wait", len(self._commands))
                 attempt += 1
                 await backoff(attempt)
+
+
+def _fields_of(message: msgspec.Struct, traceparent: str | None, deadline: float | None) -> list[bytes | str | int]:
+    """An entry's fields and their values in turn."""
+    fields: list[bytes | str | int] = ["v", PROTOCOL_VERSION, "m", _encoder.encode(message)]
+    if traceparent is not None:
+        fields += ["t", traceparent]
+    if deadline is not None:
+        fields += ["d", repr(deadline)]
+    return fields
 
 
 def _entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:

@@ -226,6 +226,7 @@ class Encoder:
                 eos_token_ids=eos_token_ids,
                 format=answer.form,
                 kept=list(answer.kept),
+                kept_while=request.kept_while,
             ),
             constraint=answer.constraint,
             generate=Generate(

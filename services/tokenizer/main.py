@@ -50,7 +50,7 @@ def _watch(outflow: Outflow, leases: Leases) -> Callable[[Sequence[Instance]], N
     def on_view(instances: Sequence[Instance]) -> None:
         now = time.time()
         outflow.see_gateways(
-            (one.instance for one in instances if one.service == "gateway" and is_fresh(one, now)), now
+            (one.address or one.instance for one in instances if one.service == "gateway" and is_fresh(one, now)), now
         )
         # A dead peer's leases lapse after LEASE_S; from then on its share is free for the others.
         leases.live = frozenset(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from prometheus_client import Counter, Gauge
 
@@ -11,9 +11,9 @@ from services.tokenizer.decode import Detokenizer
 from services.tokenizer.sequence import SequenceOutput
 from services.tokenizer.shard_output import GATEWAY_GONE_S, Replies, ShardOutput
 from shared import telemetry
-from shared.messages import Abort, Open, Output, sequence_id
+from shared.messages import HEARTBEAT_LAPSE_S, Abort, Open, Output, sequence_id
 from shared.service import Context
-from shared.streams import SCHEDULE, Delivery, Stream, ToShard, reply_stream, shard_stream
+from shared.streams import LOST_CONNECTION, SCHEDULE, Delivery, Stream, ToShard, reply_stream, shard_stream
 from shared.telemetry import DECODE, DETOKENIZE, stage_span_id
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ BLOCK_S = 0.25
 """A shard that was just taken is first read after at most so long."""
 
 SWEEP_S = 1.0
+
+FAREWELL_S = 600
+"""A dead gateway's stream goes away by itself so long after the last word to it."""
 
 TOKENS_BETWEEN_PAUSES = 8192
 """Tokens taken before other tasks get a turn."""
@@ -41,7 +44,8 @@ class Outflow:
         self._owned: dict[Stream[ToShard], ShardOutput] = {}
         self._asked: dict[Stream[ToShard], ShardOutput] = {}  # what the read under way is for
         self._trimmed: dict[Stream[ToShard], str] = {}
-        self._gateways: dict[str, float] = {}  # instance -> when last heard of
+        self._gateways: dict[str, float] = {}  # address -> when last heard of
+        self._looked_at = time.time()
 
     def gain(self, shard: int) -> None:
         """Starts to read a shard, from its beginning: what another owner knew is in the log."""
@@ -52,9 +56,13 @@ class Outflow:
         self._owned.pop(self._streams[shard], None)
         self._trimmed.pop(self._streams[shard], None)
 
-    def see_gateways(self, instances: Iterable[str], now: float) -> None:
-        """Which gateways live."""
-        self._gateways.update(dict.fromkeys(instances, now))
+    def see_gateways(self, addresses: Iterable[str], now: float) -> None:
+        """Which gateways live. After a time without a look (no broker, a process stopped) none is older than before."""
+        gap = now - self._looked_at
+        self._looked_at = now
+        if gap > HEARTBEAT_LAPSE_S:
+            self._gateways = {address: seen + gap for address, seen in self._gateways.items()}
+        self._gateways.update(dict.fromkeys(addresses, now))
         for gateway, seen in list(self._gateways.items()):
             if now - seen > 2 * GATEWAY_GONE_S:
                 del self._gateways[gateway]
@@ -117,11 +125,11 @@ class Outflow:
         """Trims what nobody needs and gives up what nobody will end."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.time()
+            await self._cancel_orphans()
             for stream, output in self._owned.items():
-                lost = output.give_up(now, self._gateways)
-                if lost:
-                    log.warning("%d sequences of %s given up", lost, stream.name)
+                if late := output.late(time.time()):
+                    log.warning("%d sequences of %s given up", len(late), stream.name)
+                    output.cancel(late, "the answer stopped coming")
             self._reply()
             for stream, output in self._owned.items():
                 needed = output.oldest_needed()
@@ -129,6 +137,41 @@ class Outflow:
                     self._bus.outbox.trim(stream, needed)
                     self._trimmed[stream] = needed
             IN_FLIGHT.set(sum(map(len, self._owned.values())))
+
+    async def _cancel_orphans(self) -> None:
+        """Cancels the sequences of dead gateways, but for those that clients may come back for to another one."""
+        orphans = [
+            (output, sequence)
+            for output in self._owned.values()
+            for sequence in output.orphans(min(time.time(), self._looked_at + HEARTBEAT_LAPSE_S), self._gateways)
+        ]
+        if not orphans:
+            return
+        wanted = await self._that_exist({sequence.open.kept_while for _, sequence in orphans} - {""})
+        addresses = set()
+        for output, sequence in orphans:
+            if sequence.open.kept_while not in wanted and output.is_in_flight(sequence):
+                output.cancel([sequence], "the gateway of this request is gone")
+                addresses.add(sequence.open.reply_to)
+        if addresses:
+            log.warning("gateways %s are gone: their requests are cancelled", ", ".join(sorted(addresses)))
+            self._reply()
+            for address in addresses:  # the farewell may have made the stream anew
+                self._bus.outbox.expire(reply_stream(address), FAREWELL_S)
+
+    async def _that_exist(self, keys: Set[str]) -> Set[str]:
+        """Those of the keys that are in the broker; all of them while it does not answer."""
+        if not keys:
+            return keys
+        names = sorted(keys)
+        pipeline = self._bus.client.pipeline(transaction=False)
+        for name in names:
+            pipeline.exists(self._bus.key(name))
+        try:
+            return {name for name, there in zip(names, await pipeline.execute(), strict=True) if there}
+        except LOST_CONNECTION as error:
+            log.warning("asking whose requests are wanted: %s", error)
+            return keys
 
     def _record(self, sequence: SequenceOutput, now: float) -> None:
         trace, finished = telemetry.sampled(sequence.traceparent), sequence.finished

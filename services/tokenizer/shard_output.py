@@ -1,6 +1,6 @@
 """One token shard's log, read in order: what it says of sequences becomes replies to their gateways. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.tokenizer.decode import Detokenizer
@@ -12,8 +12,9 @@ from shared.packing import unpack_i32, unpack_i64
 ENDED_KEPT = 1 << 16
 """Sequence ids remembered after their end, so that a request delivered again does not open them again."""
 
-GATEWAY_GONE_S = 60.0
-"""Sequences of a gateway that was not heard of for so long are dropped."""
+GATEWAY_GONE_S = 20.0
+"""Sequences of a gateway that was not heard of for so long are cancelled, unless somebody else wants them. Longer than
+a heartbeat's lapse: a gateway that was stopped for a moment finds its requests as they were."""
 
 DEADLINE_GRACE_S = 60.0
 """A sequence is given up that long after its deadline."""
@@ -118,22 +119,28 @@ class ShardOutput:
                     replies.aborts.append(sequence.sequence_id)
                 self._forget(sequence)
 
-    def give_up(self, now: float, gateways: Mapping[str, float]) -> int:
-        """Ends the sequences that nobody will end: those whose gateway is gone without a word, those long past
-        their deadline or long silent with an error. gateways: when each was last heard of. Returns how many."""
-        lost = [
+    def orphans(self, now: float, gateways: Mapping[str, float]) -> list[SequenceOutput]:
+        """Sequences whose gateway is gone without a word. gateways: when each was last heard of."""
+        return [
             sequence
             for sequence in self._sequences.values()
             if now - max(gateways.get(sequence.open.reply_to, 0.0), sequence.opened_at) > GATEWAY_GONE_S
         ]
-        for sequence in lost:
-            self._forget(sequence)
-        late = [sequence for sequence in self._sequences.values() if self._is_late(sequence, now)]
-        for sequence in late:
-            sequence.fail(Unavailable("the answer stopped coming", retry_after_s=1).body())
+
+    def late(self, now: float) -> list[SequenceOutput]:
+        """Sequences long past their deadline or long silent, which nobody will end."""
+        return [sequence for sequence in self._sequences.values() if self._is_late(sequence, now)]
+
+    def cancel(self, sequences: Iterable[SequenceOutput], reason: str) -> None:
+        """Ends sequences that are in flight with a 503: they are aborted, and should their gateway yet live it is
+        told."""
+        for sequence in sequences:
+            sequence.fail(Unavailable(reason, retry_after_s=1).body())
             sequence.was_cut = True
             self._touched[sequence.sequence_id] = sequence
-        return len(lost) + len(late)
+
+    def is_in_flight(self, sequence: SequenceOutput) -> bool:
+        return self._sequences.get(sequence.sequence_id) is sequence
 
     def oldest_needed(self) -> str:
         """The id of the oldest entry that another reader would need: all before it may be trimmed."""

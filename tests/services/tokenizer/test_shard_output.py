@@ -282,26 +282,30 @@ def test_the_log_is_needed_from_the_oldest_open_in_flight(detokenizer: Detokeniz
     assert shard.oldest_needed() == "3-0"
 
 
-def test_sequences_of_a_gateway_long_gone_are_dropped(detokenizer: Detokenizer) -> None:
+def test_sequences_of_a_gateway_long_gone_are_cancelled(detokenizer: Detokenizer) -> None:
     shard, reader = ShardOutput(detokenizer), Reader()
     shard.open(opened(1, reply_to="alive"), "1-0", 1000.0)
     shard.open(opened(2, reply_to="gone"), "2-0", 1000.0)
     shard.open(opened(3, reply_to="unknown"), "3-0", 1000.0)
     later = 1000.0 + GATEWAY_GONE_S + 1
-    assert shard.give_up(1001.0, {}) == 0
-    assert shard.give_up(later, {"alive": later, "gone": 990.0}) == 2
+    assert shard.orphans(1001.0, {}) == []
+    orphans = shard.orphans(later, {"alive": later, "gone": 990.0})
+    assert [one.sequence_id for one in orphans] == [2, 3]
+    shard.cancel(orphans, "gone")
     reader.take(shard)
-    assert (len(shard), reader.finished) == (1, {})
+    assert reader.aborts == [2, 3]
+    assert [one.error.status for one in reader.finished.values() if one.error] == [503, 503]
+    assert len(shard) == 1
+    assert not any(map(shard.is_in_flight, orphans))
 
 
 def test_a_sequence_that_nobody_ends_fails_in_time(detokenizer: Detokenizer) -> None:
     shard, reader = ShardOutput(detokenizer), Reader()
     shard.open(opened(1), "1-0", 1000.0, deadline=1010.0)
     shard.open(opened(2), "2-0", 1000.0)
-    late = 1010.0 + DEADLINE_GRACE_S + 1
-    assert shard.give_up(late, {"g": late}) == 1
-    late = 1000.0 + SILENCE_S + 1
-    assert shard.give_up(late, {"g": late}) == 1
+    for late in (1010.0 + DEADLINE_GRACE_S + 1, 1000.0 + SILENCE_S + 1):
+        assert len(shard.late(late)) == 1
+        shard.cancel(shard.late(late), "late")
     reader.take(shard)
     errors = [reader.finished[sequence_id].error for sequence_id in (1, 2)]
     assert [error.status for error in errors if error] == [503, 503]
