@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 MAX_STATES = 3000
 MAX_PERMUTED = 5
 MAX_DIFFERENT = 512
+MAX_MIXED = 3
 _FIRST_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FIRST_CLASSES = [
     "^[^0-9A-Za-z]",
     *(f"^{digit}" for digit in range(10)),
     *(f"^[{letter.upper()}{letter}]" for letter in _FIRST_LETTERS),
 ]
+
+_NUMBER_ENDS = [*range(10), *range(10, 100, 10), *range(100, 1000, 100), *(10**power for power in range(3, 13))]
 
 
 def expression(emitter: "Emitter", asked: Array) -> str | None:
@@ -169,7 +172,7 @@ def _contrary(one: Contains) -> Node:
 def _different(emitter: "Emitter", asked: Array) -> str | None:
     first = _first_nodes(asked)
     if asked.contains:
-        raise Unenforceable("asks for items that differ and counts some of them", keyword="uniqueItems")
+        return _at_most_one(emitter, asked)
     if first:
         pairs = ((one, other) for place, one in enumerate(first) for other in first[:place])
         if asked.least <= len(first) and all(emitter.expander.is_void(one | other) for one, other in pairs):
@@ -193,7 +196,7 @@ def _different(emitter: "Emitter", asked: Array) -> str | None:
 
 
 def _at_most_one(emitter: "Emitter", asked: Array) -> str | None:
-    if asked.least > 1:
+    if asked.least > 1 or any(one.least > 1 for one in asked.contains):
         raise Unenforceable(
             "asks for items that differ, of a kind for which that cannot be enforced", keyword="uniqueItems"
         )
@@ -232,6 +235,8 @@ def different(emitter: "Emitter", node: Node, depth: int = 3) -> list[Node]:
         schemas: list[Any] = [{"const": value} for value in listed.values()]
     else:
         types = frozenset[str]().union(*(branch.types for branch in branches))
+        if len(types) > MAX_MIXED:  # anything at all: texts will do
+            types &= {"string"}
         schemas = [schema for name in sorted(types) for schema in _classes(emitter, node, name, depth)]
     nodes = [node | {emitter.made(schema, node)} for schema in schemas[:MAX_DIFFERENT]] if node else []
     return [one for one in nodes if emitter.is_possible(one)]
@@ -247,9 +252,9 @@ def _classes(emitter: "Emitter", node: Node, name: str, depth: int) -> list[Any]
         case "string":
             return [{"type": "string", "pattern": source} for source in _FIRST_CLASSES]
         case "number":
-            ends = [0, *(digit * 10**power for power in range(9) for digit in range(1, 10))]
             return [
-                {"type": "number", "minimum": low, "exclusiveMaximum": high} for low, high in itertools.pairwise(ends)
+                {"type": "integer", "minimum": low, "exclusiveMaximum": high}
+                for low, high in itertools.pairwise(_NUMBER_ENDS)
             ]
         case "object" if depth:
             return _object_classes(emitter, node, depth)

@@ -1,7 +1,6 @@
 """A schema as grammar rules: one rule for each set of subschemas that must hold together, and so recursion as it is."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from services.tokenizer.grammar.errors import Unenforceable
@@ -14,6 +13,8 @@ from services.tokenizer.grammar.schema.expand import Expander
 from services.tokenizer.grammar.schema.texts import Texts
 
 MAX_NODES = 5000
+MANY_TYPES = 4
+"""A schema that allows so many types does without those that cannot be enforced."""
 
 
 def emit(schema: Json, rules: Rules, max_characters: int) -> str:
@@ -100,8 +101,21 @@ class Emitter:
     def _parts(self, branch: Branch) -> list[str]:
         if branch.values is not None:
             return [literal(written(value)) for value in branch.values]
-        parts = (self._of_type(name, branch) for name in TYPES if name in branch.types)
-        return [part for part in parts if part is not None]
+        parts: list[str] = []
+        failure: Unenforceable | None = None
+        for name in TYPES:
+            if name in branch.types:
+                try:
+                    part = self._of_type(name, branch)
+                except Unenforceable as error:
+                    if len(branch.types) < MANY_TYPES:
+                        raise
+                    failure = failure or error
+                else:
+                    parts += [] if part is None else [part]
+        if failure is not None and not parts:
+            raise failure
+        return parts
 
     def _of_type(self, name: str, branch: Branch) -> str | None:
         left_out = [value for value in branch.excluded if type_of(value) == name]
@@ -115,13 +129,9 @@ class Emitter:
                 return self.texts.expression(branch.text, left_out)
             case "number":
                 return numbers.expression(branch.range, left_out, self.rules)
-        if any(value for value in left_out):
-            raise Unenforceable(f"leaves out a value that is an {name}, which cannot be enforced", keyword="not")
         if name == "object":
-            asked = branch.object
-            return objects.expression(self, replace(asked, least=max(asked.least, 1)) if left_out else asked)
-        items = branch.array
-        return arrays.expression(self, replace(items, least=max(items.least, 1)) if left_out else items)
+            return objects.expression(self, branch.object)
+        return arrays.expression(self, branch.array)
 
     def _located(self, error: Unenforceable, node: Node) -> Unenforceable:
         if error.pointer is not None or node == ANYTHING:

@@ -542,8 +542,34 @@ def _not_type(expander: Expander, number: int, keyword: str) -> list[Branch]:
 
 
 def _not_values(expander: Expander, number: int, keyword: str) -> list[Branch]:
-    held = _ASSERTIONS[keyword](Reader(expander, number, keyword))
-    return [Branch(excluded=held.values or ())]
+    values = _ASSERTIONS[keyword](Reader(expander, number, keyword)).values or ()
+    branches = [Branch(excluded=tuple(value for value in values if not isinstance(value, dict | list)))]
+    for value in values:
+        if isinstance(value, dict | list):
+            branches = expander._product(branches, _not_value(expander, number, value), number)
+    return branches
+
+
+def _not_value(expander: Expander, number: int, value: dict[str, Any] | list[Any]) -> list[Branch]:
+    """Another type, another number of members, or a member that is another."""
+
+    def other(inner: Any) -> Node:
+        return frozenset([~expander.document.made({"const": inner}, number)])
+
+    if isinstance(value, dict):
+        out = [Branch(types=ALL_TYPES - {"object"}), *_objects(Object(least=len(value) + 1))]
+        for name, inner in list(value.items())[:MAX_NEGATIVE_CHOICES]:
+            out += _objects(Object(absent=frozenset([name])))
+            members = Members(named=((name, other(inner)),))
+            out += _objects(Object(members=(members,), required=frozenset([name])))
+        return out
+    out = [Branch(types=ALL_TYPES - {"array"}), *_arrays(Array(least=len(value) + 1))]
+    if value:
+        out += _arrays(Array(most=len(value) - 1))
+    for place, inner in enumerate(value[:MAX_NEGATIVE_CHOICES]):
+        first = (*[ANYTHING] * place, other(inner))
+        out += _arrays(Array(items=(Items(first=first),), least=place + 1))
+    return out
 
 
 def _strings(text: Text) -> list[Branch]:

@@ -26,6 +26,7 @@ MAX_LISTED = 500
 _DIGIT = One(DIGIT)
 _ANY_INTEGER = parse_whole(r"-?(?:0|[1-9]\d{0,14})")
 _ANY_NUMBER = parse_whole(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?:[eE][+-]?\d{1,2})?")
+_INTEGER = parse_whole(r"-?\d+")
 _WHOLE_FRACTION = parse_whole(r"-?\d+\.0*")
 
 
@@ -41,27 +42,43 @@ def expression(asked: Range, excluded: list[int | float], rules: Rules) -> str |
 
 
 def _automaton(asked: Range) -> Dfa:
+    places = 0 if asked.is_integer else _places(asked)
     if asked.multiples:
-        step = _common_multiple([Fraction(one) for one in asked.multiples])
-        dfa = _multiples(step, asked)
+        dfa = _multiples(_common_multiple([Fraction(one) for one in asked.multiples]), asked)
     else:
-        places = 0 if asked.is_integer else _places(asked)
-        dfa = automaton(_between(asked, places))
+        others = [_digits(one) + 1 for one in asked.not_multiples if one != one.to_integral_value()]
+        dfa = automaton(_between(asked, max(places, *others, 0) if places else 0))
     if asked.is_integer is False or asked.not_multiples:
         dfa = subtracted(dfa, automaton(_WHOLE_FRACTION))
     if asked.is_integer is False:
-        dfa = subtracted(dfa, automaton(parse_whole(r"-?\d+")))
+        dfa = subtracted(dfa, automaton(_INTEGER))
     for one in asked.not_multiples:
-        if one != one.to_integral_value() or one > MAX_STEP:
-            raise Unenforceable(f"must not be a multiple of {one}, which cannot be enforced", keyword="multipleOf")
-        dfa = subtracted(dfa, _steps(int(one), 0))
+        dfa = _no_multiples(dfa, one)
     return dfa
+
+
+def _no_multiples(dfa: Dfa, step: Decimal) -> Dfa:
+    """Without multiples of a step. Fractions have one digit more behind the point than the step, where it has any."""
+    whole = _common_multiple([Fraction(step), Fraction(1)])
+    places = _digits(step) + 1 if step != step.to_integral_value() else 0
+    scaled = Fraction(step) * 10**places
+    if max(whole, scaled) > MAX_STEP:
+        raise Unenforceable(f"must not be a multiple of {step}, which cannot be enforced", keyword="multipleOf")
+    dfa = subtracted(dfa, _steps(int(whole), 0))
+    if not places:
+        return dfa
+    kept = alt([_INTEGER, seq([_INTEGER, literal("."), repeat(_DIGIT, places, places)])])
+    return subtracted(intersected(dfa, automaton(kept)), _steps(int(scaled), places))
+
+
+def _digits(value: Decimal) -> int:
+    """Behind the point."""
+    return max(-int(value.normalize().as_tuple().exponent), 0)
 
 
 def _places(asked: Range) -> int:
     """Digits behind the point."""
-    own = [-int(end.normalize().as_tuple().exponent) for end in (asked.low, asked.high) if end is not None and end != 0]
-    return min(max(6, *own, 0) if own else 6, 12)
+    return min(max(6, 0, *(_digits(end) for end in (asked.low, asked.high) if end)), 12)
 
 
 def _between(asked: Range, places: int) -> Pattern:
