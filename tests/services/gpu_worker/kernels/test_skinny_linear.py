@@ -36,7 +36,7 @@ def wide(tensor: Tensor | None) -> Tensor | None:
 
 @pytest.mark.parametrize("fused", ["plain", "bias", "norm", "norm silu", "residual", "all"])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 70, 136), (5, 33, 200), (17, 48, 128)])
+@pytest.mark.parametrize(("rows", "outputs", "width"), [(5, 33, 200), (17, 70, 136)])
 def test_matches_reference(
     rows: int,
     outputs: int,
