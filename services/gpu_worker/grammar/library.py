@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from services.gpu_worker import metrics
 from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
-from shared.grammar import XGRAMMAR, CompiledGrammar, decode
+from shared.grammar import INDEX_KEY, XGRAMMAR, CompiledGrammar, decode
 from shared.streams import LOST_CONNECTION, Bus, backoff
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class GrammarLibrary:
                 self._kept.move_to_end(key)
                 return found
             error = self._errors.get(key)
-        if error is None:  # on its way, or dropped between its arrival and now
+        if error is None and key not in self._fetching:  # dropped between its arrival and now
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self.want, key)
         return error
@@ -136,7 +137,10 @@ class GrammarLibrary:
         attempt = 0
         while True:
             try:
-                value: Any = await self._bus.client.get(self._bus.key(key))
+                async with self._bus.client.pipeline(transaction=False) as pipe:
+                    pipe.get(self._bus.key(key))
+                    pipe.zadd(self._bus.key(INDEX_KEY), {key: time.time()}, xx=True)  # the next to want it may be far
+                    value: Any = (await pipe.execute())[0]
                 break
             except LOST_CONNECTION as error:
                 log.warning("reading grammar %s: %s; trying again", key, error)

@@ -10,7 +10,7 @@ from services.gpu_worker.grammar.library import GrammarLibrary
 from services.gpu_worker.grammar.matcher import Compiled, empty_mask
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
-from shared.grammar import CompiledGrammar, encode
+from shared.grammar import INDEX_KEY, CompiledGrammar, encode
 from shared.streams import Bus
 from tests.services.gpu_worker.grammar import toy
 
@@ -71,6 +71,17 @@ async def test_a_grammar_comes_once_and_stays(shelf: Shelf) -> None:
     assert await shelf.get("grammar:a") is found
     assert shelf.loads == 1
     assert shelf.library.vocabulary is toy.vocabulary()
+
+
+async def test_a_grammar_that_is_fetched_counts_as_used(shelf: Shelf) -> None:
+    for key in ("grammar:a", "grammar:b"):
+        await shelf.put(key, "x")
+    index = shelf.bus.key(INDEX_KEY)
+    await shelf.bus.client.zadd(index, {"grammar:a": 1.0})
+    await shelf.get("grammar:a")
+    await shelf.get("grammar:b")
+    assert await shelf.bus.client.zscore(index, "grammar:a") > 1.0
+    assert await shelf.bus.client.zscore(index, "grammar:b") is None  # of no use without its size
 
 
 async def test_asking_for_a_grammar_brings_it_without_an_announcement(shelf: Shelf) -> None:
