@@ -42,10 +42,10 @@ class Shelf:
     async def get(self, key: str) -> Compiled | RequestError:
         """As the engine asks: from another thread, again and again."""
         for _ in range(50):
+            self.arrivals.clear()
             found = await asyncio.to_thread(self.library.get, key)
             if found is not None:
                 return found
-            self.arrivals.clear()
             await asyncio.wait_for(self.arrivals.wait(), 10)
         raise AssertionError("neither a grammar nor an error")
 
