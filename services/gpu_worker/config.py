@@ -32,8 +32,16 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
     chunked_prefill_size: Annotated[
         int, NonNegative, help_("prompt tokens computed in one step; 0: 512 on a CPU, 8192 on a GPU")
     ] = 0
+    mixed_prefill_size: Annotated[
+        int, NonNegative, help_("the same in a step that running sequences wait for; 0: 512 on a CPU, 2048 on a GPU")
+    ] = 0
+    kv_cache_dtype: Annotated[str, help_("auto (the model's) or fp8_e4m3, on a GPU: half the memory and traffic")] = (
+        "auto"
+    )
     grammar_memory_mb: Annotated[int, NonNegative, help_("MiB of compiled grammars kept in the worker's memory")] = 256
     forced_runs: Annotated[bool, help_("compute what a grammar leaves no choice about in one go")] = True
+    profile_steps: Annotated[int, NonNegative, help_("steps to trace, from the first request on; 0: none")] = 0
+    profile_file: Annotated[str, help_("where to write the trace")] = "sapwood-profile.json"
     threads: Annotated[int, NonNegative, help_("CPU threads for the model; 0: all")] = 0
     step_timeout_s: Annotated[
         float, msgspec.Meta(gt=0), help_("a step that takes longer counts as hung, and the process ends")
@@ -51,6 +59,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     max_running: int
     prefill_budget: int
+    mixed_budget: int
     kv_memory_bytes: int | None
 
 
@@ -60,9 +69,11 @@ def resolve(settings: Settings) -> Limits:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     on_cpu = device == "cpu"
+    prefill_budget = settings.chunked_prefill_size or (512 if on_cpu else 8192)
     return Limits(
         device=device,
         max_running=settings.max_running or (64 if on_cpu else 512),
-        prefill_budget=settings.chunked_prefill_size or (512 if on_cpu else 8192),
+        prefill_budget=prefill_budget,
+        mixed_budget=min(settings.mixed_prefill_size or (512 if on_cpu else 2048), prefill_budget),
         kv_memory_bytes=int(settings.kv_memory_gb * GIB) or None,
     )

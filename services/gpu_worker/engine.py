@@ -24,13 +24,12 @@ from services.gpu_worker.grammar.library import Grammars, NoGrammars
 from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.report import Report, Stages
 from services.gpu_worker.sequence import Sequence
+from services.gpu_worker.step import PREFILL_SHARE
 from shared.errors import InternalError, RequestError
-from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Plan, Retract
+from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Held, Plan, Retract
+from shared.packing import pack_i32
 
 log = logging.getLogger(__name__)
-
-PREFILL_SHARE = 4
-"""However many sequences decode, a step has room for a quarter of the prefill budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +68,17 @@ class Engine:
         clock: Callable[[], float],
         grammars: Grammars | None = None,
         *,
+        mixed_budget: int | None = None,
         forces_runs: bool = True,
     ) -> None:
+        """prefill_budget: prompt tokens of a step; mixed_budget: of one that other sequences wait for, None for as
+        many."""
         self._executor = executor
         self._constraints = Constraints(grammars or NoGrammars(), executor, executor.num_seats, forces_runs=forces_runs)
         self._prefill_budget = prefill_budget
+        self._mixed_budget = min(mixed_budget or prefill_budget, prefill_budget)
         self._clock = clock
-        self._epoch = 0
+        self._epoch = self._term = 0
         self._decode: DecodeSet | None = None
         self.reset()
 
@@ -83,6 +86,7 @@ class Engine:
         """Forgets everything and begins a new epoch, greater than any before it and than `above`."""
         self._epoch = max(int(self._clock() * 1000), self._epoch + 1, above + 1)
         self._applied = 0
+        self._is_asked = False
         self._prefilling: dict[int, Sequence] = {}
         self._decoding: dict[int, Sequence] = {}
         self._stalled: dict[int, Sequence] = {}
@@ -101,7 +105,14 @@ class Engine:
 
     def apply(self, plan: Plan) -> None:
         """Applies a plan in its turn: skips one that is late or known, begins a new epoch at a gap."""
+        if plan.term < self._term:
+            log.warning("a plan of a scheduler that leads no more (term %d, now %d)", plan.term, self._term)
+            return
+        self._term = plan.term
         if plan.epoch < self._epoch:
+            return
+        if plan.epoch == self._epoch and plan.number == 0:
+            self._is_asked = self._has_news = True
             return
         if plan.epoch == self._epoch and plan.number <= self._applied:
             return
@@ -302,8 +313,14 @@ class Engine:
 
     def _plan_runs(self) -> list[Chunk]:
         """What grammars force, as far as there are pages for it."""
-        runs = ((sequence, min(sequence.num_uncomputed, sequence.room)) for sequence in self._running.values())
-        return [Chunk(sequence, sequence.prefill(num_tokens)) for sequence, num_tokens in runs if num_tokens > 0]
+        chunks: list[Chunk] = []
+        budget = self._prefill_budget
+        for sequence in self._running.values():
+            num_tokens = min(sequence.num_uncomputed, sequence.room, budget)
+            if num_tokens > 0:
+                chunks.append(Chunk(sequence, sequence.prefill(num_tokens)))
+                budget -= num_tokens
+        return chunks
 
     def _plan_prefill(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
         """Adds the next chunks under the budget, in order of admission; the page copies that must come first."""
@@ -311,7 +328,8 @@ class Engine:
         if not self._prefilling:
             return copies
         others = len(self._decoding) + sum(len(chunk.step.token_ids) for chunk in chunks)
-        budget = max(self._prefill_budget - others, self._prefill_budget // PREFILL_SHARE, 1)
+        size = self._mixed_budget if others else self._prefill_budget
+        budget = max(size - others, size // PREFILL_SHARE, 1)
         for sequence in self._prefilling.values():
             num_tokens = min(sequence.num_uncomputed, sequence.room, budget)
             if num_tokens <= 0:
@@ -461,9 +479,28 @@ class Engine:
         report = self._report
         report.applied = self._applied
         report.stalled = self._stalled_ids()
+        if self._is_asked:
+            report.holdings = self._holdings()
+            self._is_asked = False
         self._has_news = False
         self._report = Report(self._epoch, self._applied)
         return report
+
+    def _holdings(self) -> list[Held]:
+        """Every sequence; those whose prompt is computed with their pages."""
+        self._dissolve()  # brings their counters up to date
+        held = [
+            Held(
+                sequence_id=sequence.id,
+                num_outputs=sequence.num_outputs,
+                page_table=pack_i32(sequence.page_table),
+                attempt=sequence.attempt,
+                cached_prompt=sequence.cached_prompt,
+            )
+            for place in (self._decoding, self._stalled, self._running, self._waiting, self._ending)
+            for sequence in place.values()
+        ]
+        return held + [Held(sequence_id=sequence_id) for sequence_id in self._prefilling]
 
     def _stalled_ids(self) -> list[int]:
         stalled = list(self._stalled)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from services.gpu_worker import metrics
 from services.gpu_worker.engine import Engine
+from services.gpu_worker.profiler import Profiler
 from services.gpu_worker.report import Report
 from shared.messages import Plan
 
@@ -28,7 +29,10 @@ class EngineThread:
     ready: done when the engine is made; over: done when the thread is. Both raise what ended it. The thread is a
     daemon: one that hangs does not keep the process from ending."""
 
-    def __init__(self, make_engine: Callable[[], Engine], on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Engine], on_report: Callable[[Report], None], profiler: Profiler | None = None
+    ) -> None:
+        self._profiler = profiler or Profiler()
         self._loop = asyncio.get_running_loop()
         self._make_engine = make_engine
         self._on_report = on_report
@@ -114,8 +118,11 @@ class EngineThread:
 
     def _step(self, engine: Engine) -> None:
         started = time.perf_counter()
+        if self._profiler.is_wanted and not self._is_idle:
+            self._profiler.before_step()
         size = engine.step()
         self._is_idle = size is None
+        self._profiler.after_step(has_computed=size is not None)
         if size is None:
             return
         self._failures = 0

@@ -8,6 +8,7 @@ from services.gpu_worker.config import Limits, Settings
 from services.gpu_worker.executor import Executor, StepExecutor
 from services.gpu_worker.model_config import load_config, native_obstacle
 from services.gpu_worker.runner import load_runner
+from shared.errors import ConfigError
 
 
 def load_executor(settings: Settings, limits: Limits) -> Executor:
@@ -21,6 +22,8 @@ def load_executor(settings: Settings, limits: Limits) -> Executor:
             from services.gpu_worker.cuda.load import load_cuda_executor  # Triton is not there for every CPU
 
             return load_cuda_executor(config, settings, limits)
+    if settings.kv_cache_dtype != "auto":
+        raise ConfigError(f"kv_cache_dtype {settings.kv_cache_dtype} needs the native decoder on a GPU")
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     runner = load_runner(
         settings.model_path,

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from services.gpu_worker import engine_thread, metrics
 from services.gpu_worker.config import Limits, Settings, resolve
@@ -18,7 +19,9 @@ from services.gpu_worker.executor import Executor
 from services.gpu_worker.grammar.library import GrammarLibrary
 from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
 from services.gpu_worker.load import load_executor
+from services.gpu_worker.profiler import Profiler
 from services.gpu_worker.reporter import Reporter
+from shared.errors import ConfigError
 from shared.messages import HEARTBEAT_S, Admit, Hello
 from shared.service import Context, run_service
 from shared.streams import Bus, plan_stream
@@ -44,7 +47,14 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         nonlocal executor
         executor = load(settings, limits)
         executor.warm_up()
-        return Engine(executor, limits.prefill_budget, time.time, grammars, forces_runs=settings.forced_runs)
+        return Engine(
+            executor,
+            limits.prefill_budget,
+            time.time,
+            grammars,
+            mixed_budget=limits.mixed_budget,
+            forces_runs=settings.forced_runs,
+        )
 
     def vocabulary() -> Vocabulary:
         assert executor is not None
@@ -64,7 +74,7 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         )
 
     reporter = Reporter(context.bus, context.instance, settings.model_name, hello)
-    engine = EngineThread(make_engine, reporter.take)
+    engine = EngineThread(make_engine, reporter.take, _profiler(settings))
     grammars = GrammarLibrary(context.bus, vocabulary, engine.wake, settings.grammar_memory_mb << 20)
     context.bus.outbox.delete(plan_stream(context.instance))
     await context.bus.outbox.flush()
@@ -89,6 +99,17 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         if not await engine.stop(STOP_PATIENCE_S if engine.ready.done() else 0):
             log.warning("stopping in the middle of a step")
         reporter.farewell()
+
+
+def _profiler(settings: Settings) -> Profiler:
+    """Raises ConfigError when the trace that was asked for at the start cannot be made."""
+    profiler = Profiler()
+    if settings.profile_steps:
+        try:
+            profiler.request(settings.profile_steps, Path(settings.profile_file))
+        except ValueError as error:
+            raise ConfigError(f"profile: {error}") from None
+    return profiler
 
 
 async def _until_first(futures: "Sequence[asyncio.Future[None]]") -> None:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 import torch
 
+PREFILL_SHARE = 4
+"""However many sequences decode, a step has room for a quarter of the prefill budget."""
+
 
 @dataclass(slots=True)
 class SequenceStep:

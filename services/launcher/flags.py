@@ -77,10 +77,14 @@ SERVICE_FLAGS = (
     ServiceFlag("kv-memory-gb", (GPU_WORKER,), "GiB for the KV pool; 0: by what is free"),
     ServiceFlag("max-running", (GPU_WORKER,), "sequences that run at once; 0: by the device"),
     ServiceFlag("chunked-prefill-size", (GPU_WORKER,), "prompt tokens computed in one step; 0: by the device"),
+    ServiceFlag("mixed-prefill-size", (GPU_WORKER,), "the same beside running sequences; 0: by the device"),
+    ServiceFlag("kv-cache-dtype", (GPU_WORKER,), "auto (the model's) or fp8_e4m3, on a GPU"),
     ServiceFlag("grammar-memory-mb", (GPU_WORKER,), "MiB of compiled grammars kept in a worker's memory"),
     ServiceFlag(
         "forced-runs", (GPU_WORKER,), "compute what a grammar leaves no choice about in one go", is_switch=True
     ),
+    ServiceFlag("profile-steps", (GPU_WORKER,), "steps to trace, from the first request on; 0: none"),
+    ServiceFlag("profile-file", (GPU_WORKER,), "where a worker writes its trace"),
     ServiceFlag("threads", (GPU_WORKER,), "CPU threads of a worker; 0: all, shared among the workers"),
     ServiceFlag("step-timeout-s", (GPU_WORKER,), "a step that takes longer counts as hung, and the worker ends"),
     ServiceFlag("policy", (SCHEDULER,), "order of the waiting: lpm (longest cached prefix first) or fcfs"),

@@ -7,28 +7,40 @@ from torch import Tensor
 
 from services.gpu_worker.cuda.step_rows import StepRows
 from services.gpu_worker.kernels.decode_attention import NewTokens, decode_attention
-from services.gpu_worker.kernels.extend_attention import choose_tiling, extend_attention
+from services.gpu_worker.kernels.extend_attention import ExtendTiling, choose_tiling, extend_attention
 from services.gpu_worker.kernels.group_tables import DeviceGroups
+from services.gpu_worker.kernels.tile_shape import TileShape
 from services.gpu_worker.kernels.work_list import DecodePlan
-from services.gpu_worker.kv_cache import LayerPages
+from services.gpu_worker.kv_cache import LayerPages, PagePool
 from services.gpu_worker.model_config import DecoderConfig
 from services.gpu_worker.prefix_groups import MAX_DEPTH, GroupTables
+
+_WIDE_TILE = TileShape(block_tokens=32, num_warps=4, num_stages=2, programs_per_sm=2, block_rows=64)
+_WIDE_TILING = ExtendTiling(block_m=64, block_n=32, num_warps=4, num_stages=2)
+"""For float32, which serves comparisons, not speed."""
 
 
 class StepAttention:
     """The plans and scratch of attention, made once for up to max_decode rows that decode.
 
-    `begin` once a step, then `attend` in every layer. Groups serve layers that see everything before them."""
+    `begin` once a step, then `attend` in every layer. Groups serve layers that see everything before them. scales:
+    float32 [Hkv] of a pool in float8, else None: checkpoints give none, so keys and values are kept as they are."""
 
-    def __init__(self, config: DecoderConfig, max_decode: int, page_size: int, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, pool: PagePool, max_decode: int) -> None:
+        """dtype: of queries."""
         num_kv_heads, head_dim = config.num_kv_heads, config.head_dim
+        device, page_size = pool.storage.device, pool.page_size
+        is_float8 = pool.storage.dtype is torch.float8_e4m3fn
+        self.scales = torch.ones(num_kv_heads, dtype=torch.float32, device=device) if is_float8 else None
+        is_wide = dtype is torch.float32  # blocks of twice the bytes
         group_size = config.num_heads // num_kv_heads
         max_partials = MAX_DEPTH * max_decode
         self._page_size = page_size
         self._scale = head_dim**-0.5
-        self._tiling = choose_tiling(head_dim)
+        self._tiling = _WIDE_TILING if is_wide and device.type == "cuda" else choose_tiling(head_dim)
         self.tile_rows = self._tiling.rows(group_size)
-        self._groups = DeviceGroups(max_decode, max_partials, num_kv_heads, group_size, head_dim, device)
+        tile = _WIDE_TILE if is_wide else None
+        self._groups = DeviceGroups(max_decode, max_partials, num_kv_heads, group_size, head_dim, device, tile=tile)
         self._plans = {
             window: DecodePlan(
                 max_decode,
@@ -39,6 +51,7 @@ class StepAttention:
                 device,
                 window=window,
                 max_group_partials=0 if window is not None else max_partials,
+                tile=tile,
             )
             for window in set(config.windows)
         }
@@ -87,6 +100,8 @@ class StepAttention:
             scale=self._scale,
             window=window,
             new=new,
+            key_scales=self.scales,
+            value_scales=self.scales,
         )
         return out
 
@@ -112,6 +127,8 @@ class StepAttention:
                 scale=self._scale,
                 window=window,
                 groups=self._used_groups if window is None else None,
+                key_scales=self.scales,
+                value_scales=self.scales,
             )
         if self._num_tiles:
             extend_attention(
@@ -131,6 +148,8 @@ class StepAttention:
                 self._page_size,
                 self._scale,
                 window,
+                key_scales=self.scales,
+                value_scales=self.scales,
                 tiling=self._tiling,
             )
         return out

@@ -83,6 +83,8 @@ class CudaDecoder:
                     layer.q_norm,
                     layer.k_norm,
                     config.norm_eps,
+                    key_scales=attention.scales,
+                    value_scales=attention.scales,
                     in_place=True,
                 )
                 mixed = attention.attend(query, keys, values, page_tables, pages, layer.window)

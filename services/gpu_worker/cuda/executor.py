@@ -19,10 +19,12 @@ from services.gpu_worker.cuda.step_rows import StepRows
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import Chunk
 from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.kernels.copy_pages import copy_pages
 from services.gpu_worker.kv_cache import PagePool
 from services.gpu_worker.prefix_groups import plan_groups
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.sequence import Sequence
+from services.gpu_worker.step import PREFILL_SHARE
 
 I32 = npt.NDArray[np.int32]
 
@@ -59,9 +61,9 @@ class CudaExecutor:
         self.num_pages, self.page_size = pool.num_pages, pool.page_size
         self.max_model_len = min(max_model_len, pool.num_pages * pool.page_size)
         self.num_seats = num_seats
-        max_rows = prefill_budget + num_seats
+        max_rows = prefill_budget + prefill_budget // PREFILL_SHARE + num_seats
         self._seats = Seats(num_seats, -(-self.max_model_len // self.page_size), device)
-        self._attention = StepAttention(model.config, max(num_seats, MOST_CAPTURED_ROWS), self.page_size, device)
+        self._attention = StepAttention(model.config, model.dtype, pool, max(num_seats, MOST_CAPTURED_ROWS))
         self._rows = StepRows(max_rows, num_seats, self._seats, self.page_size, self._attention.tile_rows, device)
         self._sampler = SeatSampler(self._seats, model.vocab_size, num_seats, device)
         self._staging = Staging(
@@ -116,7 +118,11 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
-        self._pool.copy_pages(pairs)
+        if pairs:
+            places = self._staging.to_device(np.array(pairs, np.int32), self._device).view(-1, 2)
+            count = self._staging.to_device(np.array([len(pairs)], np.int32), self._device)
+            storage = self._pool.storage
+            copy_pages(storage.view(torch.uint8) if storage.element_size() == 1 else storage, places, count)
 
     @torch.inference_mode()
     def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "CudaLaunch":

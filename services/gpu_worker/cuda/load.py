@@ -15,7 +15,6 @@ from services.gpu_worker.model_config import DecoderConfig, context_length, deco
 from services.gpu_worker.pool_plan import PoolPlan
 from services.gpu_worker.rope import Rope
 from services.gpu_worker.weights import Checkpoint, RandomWeights
-from shared.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +33,18 @@ def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Lim
     torch.cuda.set_device(device)
     shape = decoder_config(config)
     dtype = model_dtype(config, settings.dtype)
-    if dtype is torch.float32:
-        raise ConfigError("dtype float32 is not served by the native decoder on a GPU: choose bfloat16 or float16")
+    kv_dtype = torch.float8_e4m3fn if settings.kv_cache_dtype == "fp8_e4m3" else dtype
     max_length = context_length(config, settings.max_model_len)
     kv = KVShape(shape.num_layers, shape.num_kv_heads, shape.head_dim)
     plan = PoolPlan(
-        settings.page_size, settings.num_pages, limits.kv_memory_bytes or 0, settings.max_model_len, device, dtype
+        settings.page_size, settings.num_pages, limits.kv_memory_bytes or 0, settings.max_model_len, device, kv_dtype
     )
     plan.check_fits(_num_weights(shape) * dtype.itemsize)
     model = _load_model(config, shape, settings, dtype, device, max_length)
     loaded = time.monotonic()
 
     def executor(num_pages: int) -> CudaExecutor:
-        pool = PagePool(num_pages, settings.page_size, kv, dtype, device)
+        pool = PagePool(num_pages, settings.page_size, kv, kv_dtype, device)
         return CudaExecutor(
             model,
             pool,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from services.gpu_worker.cuda import executor
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.executor import CudaExecutor
 from services.gpu_worker.decoder import Decoder
@@ -30,13 +31,13 @@ COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": LENGTH,
 }
 CONFIGS = {
-    "llama": LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "llama": LlamaConfig(**COMMON | {"num_hidden_layers": 2}, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=False),
     "qwen3": Qwen3Config(**COMMON, head_dim=32, tie_word_embeddings=True),
 }
@@ -141,30 +142,34 @@ def history(run: Run) -> None:
     """Chunks, shared and copied prefixes, joins and leaves, stalls, seats that are taken over."""
     shared = a_prompt(16)
     run.plan(
-        an_admit(1, shared + a_prompt(3, 1), list(range(10)), max_tokens=12),
-        an_admit(2, a_prompt(37, 2), list(range(10, 24)), max_tokens=9),
-        an_admit(3, shared + a_prompt(5, 3), [0, 1, 2, 3, *range(24, 30)], cached=16, max_tokens=8),
-        an_admit(4, a_prompt(1, 4), [30, 31], max_tokens=20),
+        an_admit(1, shared + a_prompt(3, 1), list(range(10)), max_tokens=7),
+        an_admit(2, a_prompt(21, 2), list(range(10, 24)), max_tokens=9),
+        an_admit(3, shared + a_prompt(5, 3), [0, 1, 2, 3, *range(24, 30)], cached=16, max_tokens=4),
+        an_admit(4, a_prompt(1, 4), [30, 31], max_tokens=9),
     )
-    run.step(5)
+    run.step(4)
     run.plan(
-        an_admit(5, shared[:14] + a_prompt(2, 5), [0, 1, 2, *range(32, 38)], cached=14, copy_from=3, max_tokens=7),
+        an_admit(5, shared[:14] + a_prompt(2, 5), [0, 1, 2, *range(32, 38)], cached=14, copy_from=3, max_tokens=4),
         Grant(sequence_id=4, pages=pack_i32(array("i", range(38, 42)))),
-        an_admit(6, shared + a_prompt(4, 6), [0, 1, 2, 3, *range(42, 48)], cached=16, max_tokens=15),
+        an_admit(6, shared + a_prompt(4, 6), [0, 1, 2, 3, *range(42, 48)], cached=16, max_tokens=9),
         an_admit(7, shared + a_prompt(6, 7), [0, 1, 2, 3, *range(48, 54)], cached=16, max_tokens=3),
     )
     run.step(3)
-    run.plan(Retract(sequence_ids=[2]), an_admit(8, a_prompt(9, 8), list(range(10, 20)), max_tokens=10))
+    run.plan(Retract(sequence_ids=[2]), an_admit(8, a_prompt(9, 8), list(range(10, 20)), max_tokens=3))
     run.step(2)
     run.plan(
         Drop(sequence_ids=[6]),
-        *(an_admit(9 + i, a_prompt(3 + i, i), [60 + 3 * i, 61 + 3 * i, 62 + 3 * i]) for i in range(5)),
+        *(an_admit(9 + i, a_prompt(3 + i, i), [60 + 2 * i, 61 + 2 * i], max_tokens=2) for i in range(3)),
     )
     run.finish()
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(family: str, device: torch.device) -> None:
+def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(
+    family: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "MIN_GROUP_TOKENS", 2 * PAGE)
+    monkeypatch.setattr(executor, "MIN_GROUP_ROWS", 2)
     config = CONFIGS[family]
     expected, got = Run(by_steps(config)), Run(on_device(config, device))
     history(expected)
@@ -177,3 +182,45 @@ def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(family: str, de
             assert shorter and tokens[:shorter] == got.tokens[sequence_id][:shorter], sequence_id
         else:
             assert got.tokens[sequence_id] == tokens, sequence_id
+
+
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "plain": Sampling(temperature=0.9, seed=5),
+    "filtered": Sampling(temperature=1.1, top_k=30, top_p=0.9, min_p=0.01, seed=2**62 + 3),
+    "penalised": Sampling(
+        temperature=0.7, presence_penalty=0.5, frequency_penalty=0.3, repetition_penalty=1.2, seed=9, top_p=0.95
+    ),
+    "biased": Sampling(temperature=0.0, logit_bias={17: 100.0, 3: 2.0}, frequency_penalty=90.0),
+    "barred": Sampling(temperature=0.0, min_tokens=4, logit_bias={11: 60.0}),
+}
+
+
+def test_every_kind_of_sampling_gives_the_tokens_of_the_cpu_sampler(device: torch.device) -> None:
+    config = CONFIGS["qwen3"]
+    expected, got = Run(by_steps(config)), Run(on_device(config, device))
+    for run in (expected, got):
+        for turn in range(2):  # the second time in seats that others had before
+            samplings = list(SAMPLINGS.values())
+            if turn:
+                samplings.reverse()
+            run.plan(
+                *(
+                    an_admit(
+                        10 * turn + i,
+                        a_prompt(4 + i, i),
+                        [4 * i + j for j in range(4)],
+                        sampling=one,
+                        stop=[11],
+                        max_tokens=5,
+                    )
+                    for i, one in enumerate(samplings)
+                )
+            )
+            run.finish()
+    assert got.tokens == expected.tokens
+    assert got.ended == expected.ended
+    biased = got.tokens[list(SAMPLINGS).index("biased")]
+    assert 17 in biased and len(set(biased)) > 1
+    barred = got.tokens[list(SAMPLINGS).index("barred")]
+    assert len(barred) == 5 and barred[4] == 11
