@@ -6,8 +6,11 @@
     └── RequestError           ends one request; carries what the client is told
         ├── InvalidRequest     400, names the field
         ├── Unauthorized       401
+        ├── Forbidden          403
+        ├── NotFound           404
         ├── ModelNotFound      404
         ├── PromptTooLarge     413, the body is over the limit
+        ├── Conflict           422, the request contradicts an earlier one
         ├── Overloaded         429, with Retry-After
         ├── Unavailable        503, with Retry-After
         ├── TimedOut           504, the request's time is up
@@ -88,6 +91,30 @@ class Unauthorized(RequestError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """403: the API key is good, and not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class NotFound(RequestError):
+    """404: what the URL names is not there."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(RequestError):
+    """422: the request contradicts an earlier one that it says it repeats."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class ModelNotFound(RequestError):

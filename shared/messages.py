@@ -105,9 +105,10 @@ class Tokenize(Message, frozen=True, kw_only=True):
     """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
 
     reply_to: the address of the gateway (`Instance.address`); max_tokens None: up to the end of the context;
-    arrival: when the gateway took the request. kept_while: a key in the broker (without the deployment's prefix); while
-    it is there somebody wants the answer though its gateway may be gone; empty: nobody would. tool_calling: None: the answer's text is not looked through for
-    calls. separate_reasoning: what a model thinks before it answers comes in a channel of its own."""
+    arrival: when the gateway took the request. tool_calling: None: the answer's text is not looked through for
+    calls. separate_reasoning: what a model thinks before it answers comes in a channel of its own. kept_while: a key
+    in the broker (without the deployment's prefix); while it is there somebody wants the answer though its gateway may
+    be gone; empty: nobody would."""
 
     request_id: str
     reply_to: str

@@ -13,9 +13,9 @@ drop what they have (by sequence id and index, or by plan number).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 import redis.asyncio
@@ -282,6 +282,11 @@ class Bus:
         claim: str,
         name: str,
         value: bytes,
+    async def get(self, name: str) -> bytes | None:
+        """A key's value. Raises LOST_CONNECTION."""
+        value: Any = await self.client.get(self.key(name))
+        return None if value is None else bytes(value)
+
         for_s: float,
         stream: Stream[M],
         messages: Sequence[M],
@@ -296,10 +301,10 @@ class Bus:
         entries = [_fields_of(message, traceparent, deadline) for message in messages]
         keys = [self.key(stream.name), self.key(name), *([self.key(claim)] if claim else [])]
         arguments = [value, int(for_s * 1000), *(part for fields in entries for part in (len(fields), *fields))]
-        held: bytes | None = await self.client.eval(_SEND_ONCE, len(keys), *keys, *arguments)  # type: ignore[misc]
+        held: Any = await cast(Any, self.client).eval(_SEND_ONCE, len(keys), *keys, *arguments)
         if held is None:
             ENTRIES_SENT.labels(_family(stream)).inc(len(messages))
-        return None if held == value else held
+        return None if held is None or held == value else bytes(held)
 
     async def newest_id(self, stream: Stream[Any]) -> str:
         """The id of the stream's last entry, "0" if it has none."""
@@ -330,7 +335,7 @@ class Bus:
         *,
         count: int = 256,
         block_s: float = 1.0,
-    ) -> AsyncIterator[list[Delivery[M]]]:
+    ) -> AsyncGenerator[list[Delivery[M]], None]:
         """Batches of entries after the cursors, for a reader that owns its streams. `cursors` is asked before each
         read for the streams to read and the last id seen in each ("0" from the start, "$" is not for use: it
         loses entries between reads); the caller moves them on. Yields an empty batch when `block_s` passes
@@ -500,6 +505,10 @@ class Outbox:
             batch = self._commands[: self.MAX_BATCH]
             OUTBOX_ENTRIES.set(len(self._commands))
             try:
+    def run_script(self, script: str, name: str, *arguments: str | int) -> None:
+        """Queues a Lua script on one key, which has the prefix already. A script must bear to run twice."""
+        self._queue("EVAL", script, 1, name, *arguments)
+
                 results = await wire.execute(batch)
                 attempt = 0
             except LOST_CONNECTION as error:

@@ -11,6 +11,7 @@ import msgspec
 
 from services.gateway.call import Choice, Totals
 from services.gateway.deployment import Model
+from services.gateway.event_id import EventId, Place
 from services.gateway.parts import Part
 from shared.errors import ErrorBody
 from shared.messages import Channel, tool_call_id
@@ -120,28 +121,69 @@ def _text(parts: Sequence[Part], channel: Channel) -> str:
     return "".join(part.text for part in parts if part.channel is channel)
 
 
-class Events:
-    """The events of one stream."""
+class Numbering:
+    """Ids for a stream's events. places: what the reader has had of each choice; has_usage: it has had the usage."""
 
-    def __init__(self, shape: Shape, call_id: str, created: int, model: str) -> None:
+    def __init__(self, answer_id: str, places: Sequence[Place], has_usage: bool = False) -> None:
+        self._answer_id = answer_id
+        self.places = list(places)
+        self.has_usage = has_usage
+
+    def number(self, events: list[bytes], choice: Choice, parts: Sequence[Part], is_opened: bool) -> None:
+        """Puts an id before each of a choice's events: the opening if there is one, one a part, and the end if no part
+        told it."""
+        lengths = [0] * is_opened + [len(part.text) for part in parts]
+        lengths += [0] * (len(events) - len(lengths))
+        place = self.places[choice.index]
+        for position, (event, length) in enumerate(zip(events, lengths, strict=True)):
+            has_end = choice.finished is not None and position == len(events) - 1
+            place = Place(is_begun=True, num_characters=place.num_characters + length, has_end=has_end)
+            self.places[choice.index] = place
+            events[position] = self._line() + event
+
+    def number_usage(self, event: bytes) -> bytes:
+        if self.has_usage:
+            return b""
+        self.has_usage = True
+        return self._line() + event
+
+    def _line(self) -> bytes:
+        return b"id: %b\n" % str(EventId(self._answer_id, tuple(self.places), self.has_usage)).encode()
+
+
+class Events:
+    """The events of one stream. numbering: gives them ids and knows what the reader has had; None: they have none."""
+
+    def __init__(
+        self, shape: Shape, call_id: str, created: int, model: str, numbering: Numbering | None = None
+    ) -> None:
         head = _encode({"id": call_id, "object": shape.chunk_object, "created": created, "model": model})
         self._shape = shape
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._before: dict[int, bytes] = {}
         self._empty = shape.text_open + b'""' + shape.text_close
         self._after = b',"logprobs":null,"finish_reason":null}]}\n\n'
+        self._numbering = numbering
+        if numbering is not None:
+            for index, place in enumerate(numbering.places):
+                if place.is_begun:
+                    self._before[index] = self._opening_of(index)
 
     def news(self, choice: Choice, totals: Totals | None = None) -> bytes:
         """What has come of a choice, an event each run of text; its end, if it has come, goes with the last text. With
         the usage so far if asked for. Takes the choice's text."""
         parts = choice.take()
+        if self._numbering is not None and self._numbering.places[choice.index].has_end:
+            return b""
         said = [self._said(choice, part) for part in parts]
         before = self._before.get(choice.index)
+        is_opened = False
         if before is None:
-            before = self._before[choice.index] = self._head + b'{"index":%d,' % choice.index
+            before = self._before[choice.index] = self._opening_of(choice.index)
             if self._shape is CHAT:
                 said.insert(0, _opening(parts))
-        elif len(said) == 1 and choice.finished is None and totals is None:
+                is_opened = True
+        elif len(said) == 1 and choice.finished is None and totals is None and self._numbering is None:
             return before + said[0] + self._after
         if choice.finished is not None and (not parts or parts[-1].channel is not Channel.CONTENT):
             # a chunk of its own for the end: nothing to add to content that may be null
@@ -152,11 +194,17 @@ class Events:
             reason = b',"logprobs":null,"finish_reason":' + _encode(choice.finish_reason)
             stop = b',"stop_reason":' + _encode(choice.finished.stop_reason) + b"}]"
             events[-1] = before + said[-1] + reason + stop + self._tail(totals)
+        if self._numbering is not None:
+            self._numbering.number(events, choice, parts, is_opened)
         return b"".join(events)
 
     def usage(self, totals: Totals) -> bytes:
-        """The last event of a stream that was asked for its usage."""
-        return self._head + b"]" + self._tail(totals)
+        """The last event of a stream that was asked for its usage; nothing if its reader has had it."""
+        event = self._head + b"]" + self._tail(totals)
+        return event if self._numbering is None else self._numbering.number_usage(event)
+
+    def _opening_of(self, index: int) -> bytes:
+        return self._head + b'{"index":%d,' % index
 
     def _said(self, choice: Choice, part: Part) -> bytes:
         said = _encode(part.text)

@@ -5,7 +5,7 @@ lying is text, joined, so a call's memory is bounded by the length of its output
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.gateway import metrics
@@ -17,12 +17,15 @@ from shared.messages import Channel, Delta, Finished, FinishReason, sequence_id
 class Choice:
     """One sequence of a call.
 
-    received: characters of its text that have come; num_calls: tool calls in it. finished: its end, if that is one to
-    tell the client; is_over: nobody computes it any more, however it ended."""
+    parts: what has come and nobody has taken; history: all that has come, of a call that is kept. skipped: characters
+    at the beginning that its reader has had before, and `take` leaves out. received: characters of its text that have
+    come; num_calls: tool calls in it. finished: its end, if that is one to tell the client; is_over: nobody computes it
+    any more, however it ended."""
 
     __slots__ = (
         "call",
         "finished",
+        "history",
         "index",
         "is_dirty",
         "is_over",
@@ -34,6 +37,7 @@ class Choice:
         "prompt",
         "received",
         "sequence_id",
+        "skipped",
     )
 
     def __init__(self, call: "Call", index: int, prompt: int, sequence: int) -> None:
@@ -42,6 +46,8 @@ class Choice:
         self.prompt = prompt
         self.sequence_id = sequence
         self.parts = Parts()
+        self.history = Parts() if call.is_kept else None
+        self.skipped = 0
         self.received = 0
         self.num_calls = 0
         self.num_tokens = 0
@@ -66,12 +72,17 @@ class Choice:
             return
         if text:
             self.received += len(text)
+            self.call.add_unread(len(text))
             self.parts.add(delta.channel, delta.call, text)
+            if self.history is not None:
+                self.history.add(delta.channel, delta.call, text)
             if delta.channel is Channel.CALL_NAME:
                 self.num_calls = delta.call + 1
         if new_tokens > 0:
             self.num_tokens = delta.num_tokens
-            if self.last_at:
+            if self.call.is_again:
+                pass  # counted where it came first
+            elif self.last_at:
                 metrics.INTER_TOKEN_LATENCY.observe((now - self.last_at) / new_tokens, new_tokens)
             elif not self.call.first_at:
                 self.call.first_at = now
@@ -99,7 +110,17 @@ class Choice:
     def take(self) -> list[Part]:
         """What has come since it was last asked for."""
         self.is_dirty = False
-        return self.parts.take()
+        parts = self.parts.take()
+        self.call.unread -= sum(len(part.text) for part in parts)
+        while self.skipped and parts:
+            part = parts[0]
+            if len(part.text) > self.skipped:
+                parts[0] = Part(part.channel, part.call, part.text[self.skipped :])
+                self.skipped = 0
+            else:
+                self.skipped -= len(part.text)
+                del parts[0]
+        return parts
 
     @property
     def finish_reason(self) -> str | None:
@@ -124,12 +145,31 @@ class Totals:
 class Call:
     """A request and its choices. request_ids: one a prompt; cursor: the reply stream's last entry before it.
 
-    is_streamed: wakes the handler for every piece of text; otherwise once, when all is there."""
+    is_streamed: wakes the handler for every piece of text; otherwise once, when all is there. is_kept: remembers all of
+    its text, for it may have to be told again. is_again: tells what another call has been told before. on_end: called
+    once all of the answer is there or it has failed."""
 
-    def __init__(self, call_id: str, num_prompts: int, n: int, *, is_streamed: bool, cursor: str = "0") -> None:
+    def __init__(
+        self,
+        call_id: str,
+        num_prompts: int,
+        n: int,
+        *,
+        is_streamed: bool,
+        is_kept: bool = False,
+        is_again: bool = False,
+        cursor: str = "0",
+    ) -> None:
         self.id = call_id
         self.n = n
         self.is_streamed = is_streamed
+        self.is_kept = is_kept
+        self.is_again = is_again
+        self.is_handed_over = False
+        self.unread = 0
+        self.most_unread = 0
+        self.on_flood: Callable[[], None] | None = None
+        self.on_end: Callable[[Call], None] | None = None
         self.cursor = cursor
         self.request_ids = [call_id] if num_prompts == 1 else [f"{call_id}-{place}" for place in range(num_prompts)]
         self.choices = [
@@ -147,14 +187,36 @@ class Call:
         if not choice.is_dirty:
             choice.is_dirty = True
             self._dirty.append(choice)
-        if self.is_streamed or not self.num_open:
+        if self.is_streamed:
             self._wake.set()
+        if not self.num_open:
+            self._wake.set()
+            self._end()
 
     def fail(self, error: ErrorBody) -> None:
         """Ends the call; the first error is the one that counts."""
         if self.error is None and self.num_open:
             self.error = error
             self._wake.set()
+            self._end()
+
+    def add_unread(self, characters: int) -> None:
+        """Counts text that waits to be taken. What waits for a reader that is slow has a limit, where it is told that
+        one is."""
+        self.unread += characters
+        if self.on_flood is not None and self.unread > self.most_unread > 0:
+            on_flood, self.on_flood = self.on_flood, None
+            on_flood()
+
+    def hand_over(self) -> None:
+        """Leaves the call, unfinished, to whichever gateway its reader goes to."""
+        self.is_handed_over = True
+        self.fail(Unavailable("This gateway is stopping; ask again for the rest.", retry_after_s=1).body())
+
+    def _end(self) -> None:
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end(self)
 
     def reject(self, request_id: str, error: ErrorBody) -> None:
         """Ends the call because one of its prompts will not be run."""

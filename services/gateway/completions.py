@@ -1,99 +1,174 @@
 """POST /v1/chat/completions and /v1/completions: a body becomes messages, the replies become an answer.
 
-A client that leaves cancels its handler; whichever way a handler ends, what is still being computed for it is
-aborted.
+A client that leaves cancels its handler. What is still being computed for it is aborted then, unless its request was
+one to come back to: that goes on for a while (`keeper.py`).
 """
 
 import asyncio
 import logging
-import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 from aiohttp import web
 
-from services.gateway import answers, metrics
-from services.gateway.answers import Events, Shape
+from services.gateway import answers, comeback, metrics, streams
+from services.gateway.answers import Shape
 from services.gateway.body import json_body
 from services.gateway.call import Call
+from services.gateway.comeback import Comeback
+from services.gateway.deadline import timeout_of
 from services.gateway.job import Job, parse_chat, parse_completion
-from services.gateway.middlewares import error_response
+from services.gateway.keeper import claim_name, digest_of, record_name
+from services.gateway.keys import ApiKey
+from services.gateway.middlewares import API_KEY, take_request
+from services.gateway.record import Record, Terms
 from services.gateway.state import GATEWAY, Gateway
+from services.gateway.telling import tell
 from services.gateway.trace import RootSpan
-from shared.errors import InternalError, InvalidRequest, TimedOut
-from shared.messages import Abort, Tokenize
+from shared.errors import InvalidRequest, TimedOut
+from shared.messages import Abort, Tokenize, TokenPrompt
 from shared.streams import SCHEDULE, TOKENIZE
 
 log = logging.getLogger(__name__)
 
-NEVER_WAITS = 16 * 1024
-"""Bytes that an idle connection takes without waiting: well under the transport's high-water mark of 64 KiB."""
+BYTES_PER_TOKEN = 4
+"""Of text in a prompt, about; its tokens are counted after it was taken."""
 
-IGNORED_FIELDS = "x-sapwood-ignored-fields"
-_STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+Endpoint = Literal["chat", "completion"]
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    return await _answer(request, "chat", answers.CHAT, parse_chat)
+    return await _answer(request, "chat", "chat", answers.CHAT, parse_chat)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    return await _answer(request, "text_completion", answers.COMPLETION, parse_completion)
+    return await _answer(request, "text_completion", "completion", answers.COMPLETION, parse_completion)
 
 
 async def _answer(
-    request: web.Request, operation: str, shape: Shape, parse: Callable[[bytes], Job]
+    request: web.Request, operation: str, endpoint: Endpoint, shape: Shape, parse: Callable[[bytes], Job]
 ) -> web.StreamResponse:
-    gateway = request.app[GATEWAY]
-    started = time.monotonic()
+    gateway, key = request.app[GATEWAY], request[API_KEY]
     traceparent = request.headers.get("traceparent")
-    with RootSpan(operation, request.path, traceparent, gateway.settings.trace_ratio) as span, gateway.admitted():
-        arrival = time.time()
+    with RootSpan(operation, request.path, traceparent, gateway.settings.trace_ratio) as span, ExitStack() as resources:
+        resources.enter_context(gateway.admitted(key))
+        started, arrival = time.monotonic(), time.time()
+        back = comeback.read(request.headers)
         async with json_body(request, gateway.bodies) as body:
             job = parse(body)
+            is_kept = job.is_resumable or bool(back.idempotency_key) or back.last_event is not None
+            digest = digest_of(request.path, body) if is_kept else b""
+            prompt_tokens = _estimate(job, len(body))
         del body
-        if job.enforced is not None and gateway.settings.grammar_mode == "off":
-            raise InvalidRequest(
-                f"'{job.enforced}' is not served here: this server runs with --grammar-mode off.",
-                param=job.enforced,
-                code="unsupported_parameter",
-            )
+        timeout_s = timeout_of(request.headers, job.timeout_s, gateway.settings.request_timeout_s)
+        if back.last_event is not None:
+            return await streams.resume(request, back.last_event, span, digest)
+        _check_served(gateway, job)
+        await take_request(request, gateway.rates)
+        resources.enter_context(gateway.prompts_admitted(prompt_tokens))
         call_id = shape.id_prefix + secrets.token_hex(16)
         span.asked(job, call_id)
-        gateway.deployment.check(job.model)
-        call = Call(call_id, len(job.prompts), job.n, is_streamed=job.is_streamed)
-        timeout_s = gateway.settings.request_timeout_s
-        timer = asyncio.get_running_loop().call_later(timeout_s, _time_out, call, timeout_s) if timeout_s else None
+        call = Call(call_id, len(job.prompts), job.n, is_streamed=job.is_streamed, is_kept=is_kept)
+        call.most_unread = gateway.settings.max_unread_bytes
+        resources.callback(_settle, gateway, key, call, started)
+        if timeout_s:
+            resources.callback(asyncio.get_running_loop().call_later(timeout_s, _time_out, call, timeout_s).cancel)
+        deadline = arrival + timeout_s if timeout_s else None
+        messages = _messages(gateway, job, call, key, arrival)
+        terms = Terms(
+            endpoint=endpoint,
+            model=job.model,
+            created=int(arrival),
+            is_streamed=job.is_streamed,
+            include_usage=job.include_usage,
+            continuous_usage=job.continuous_usage,
+            ignored=job.ignored,
+        )
         gateway.inbox.open(call)
+        if is_kept:
+            one = _record(gateway, call, terms, back, key, digest, deadline)
+            return await _kept(request, call, one, messages, resources, span)
         try:
-            _post(gateway, job, call, arrival, span.traceparent)
-            headers = {IGNORED_FIELDS: _header_list(job.ignored)} if job.ignored else {}
-            if job.is_streamed:
-                return await _stream(request, call, job, Events(shape, call_id, int(arrival), job.model), headers, span)
-            return await _plain(call, job, shape, int(arrival), headers, span)
+            with _numbers_checked():
+                for message in messages:
+                    gateway.bus.outbox.post(TOKENIZE, message, traceparent=span.traceparent, deadline=deadline)
+            messages.clear()  # megabytes at times, and the request may run for minutes
+            return await tell(request, call, terms, None, span)
         finally:
-            if timer is not None:
-                timer.cancel()
             gateway.inbox.close(call)
             if unfinished := call.open_sequences:
                 gateway.bus.outbox.post(SCHEDULE, Abort(sequence_ids=unfinished), traceparent=span.traceparent)
             span.answered(call)
-            _count(call, started)
 
 
-def _post(gateway: Gateway, job: Job, call: Call, arrival: float, traceparent: str | None) -> None:
-    """One message a prompt."""
-    timeout_s = gateway.settings.request_timeout_s
-    deadline = arrival + timeout_s if timeout_s else None
-    for prompt, (request_id, content) in enumerate(zip(call.request_ids, job.prompts, strict=True)):
-        message = Tokenize(
+async def _kept(
+    request: web.Request, call: Call, one: Record, messages: list[Tokenize], resources: ExitStack, span: RootSpan
+) -> web.StreamResponse:
+    """As above, for a client that may come back, or has come back."""
+    gateway = request.app[GATEWAY]
+    numbering = comeback.numbering_of(call, None) if one.terms.is_streamed else None
+    taken = resources.pop_all()
+    with _numbers_checked():
+        begun = await gateway.keeper.begin(one, call, messages, taken, span.traceparent)
+    messages.clear()
+    if isinstance(begun, Record):
+        gateway.inbox.close(call)
+        resources.enter_context(taken)
+        comeback.check_same(begun, one.digest)
+        return await streams.read(request, begun, None, span)
+    try:
+        return await tell(request, call, one.terms, numbering, span)
+    finally:
+        gateway.keeper.leave(begun)
+        span.answered(call)
+
+
+@contextmanager
+def _numbers_checked() -> Iterator[None]:
+    """Encoding meets numbers that JSON has and messages have not."""
+    try:
+        yield
+    except OverflowError:
+        raise InvalidRequest("A number in the messages does not fit into 64 bits.", param="messages") from None
+
+
+def _record(
+    gateway: Gateway, call: Call, terms: Terms, back: Comeback, key: ApiKey, digest: bytes, deadline: float | None
+) -> Record:
+    return Record(
+        answer_id=call.id,
+        owner=key.name,
+        digest=digest,
+        address=gateway.inbox.address,
+        cursor=call.cursor,
+        num_prompts=len(call.request_ids),
+        n=call.n,
+        terms=terms,
+        deadline=deadline,
+        claim=claim_name(key.name, back.idempotency_key) if back.idempotency_key else "",
+    )
+
+
+def _check_served(gateway: Gateway, job: Job) -> None:
+    """Raises RequestError for what this deployment does not do, or cannot do now."""
+    if job.enforced is not None and gateway.settings.grammar_mode == "off":
+        raise InvalidRequest(
+            f"'{job.enforced}' is not served here: this server runs with --grammar-mode off.",
+            param=job.enforced,
+            code="unsupported_parameter",
+        )
+    gateway.deployment.check(job.model)
+
+
+def _messages(gateway: Gateway, job: Job, call: Call, key: ApiKey, arrival: float) -> list[Tokenize]:
+    """One message a prompt. Takes the job's prompts."""
+    messages = [
+        Tokenize(
             request_id=request_id,
-            reply_to=gateway.instance,
+            reply_to=gateway.inbox.address,
             prompt=content,
             sampling=job.sampling_of(prompt),
             n=job.n,
@@ -102,96 +177,33 @@ def _post(gateway: Gateway, job: Job, call: Call, arrival: float, traceparent: s
             include_stop_str_in_output=job.include_stop_str_in_output,
             skip_special_tokens=job.skip_special_tokens,
             priority=job.priority,
-            cache_salt=job.cache_salt,
+            cache_salt=f"{key.name}\n{job.cache_salt}" if gateway.settings.isolate_keys else job.cache_salt,
             arrival=arrival,
             tool_calling=job.tool_calling,
             separate_reasoning=job.separate_reasoning,
             constraint=job.constraint,
+            kept_while=record_name(call.id) if call.is_kept else "",
         )
-        try:
-            gateway.bus.outbox.post(TOKENIZE, message, traceparent=traceparent, deadline=deadline)
-        except OverflowError:
-            raise InvalidRequest("A number in the messages does not fit into 64 bits.", param="messages") from None
-    job.prompts.clear()  # megabytes at times, and the request may run for minutes
+        for prompt, (request_id, content) in enumerate(zip(call.request_ids, job.prompts, strict=True))
+    ]
+    job.prompts.clear()
+    return messages
 
 
-async def _plain(
-    call: Call, job: Job, shape: Shape, created: int, headers: dict[str, str], span: RootSpan
-) -> web.StreamResponse:
-    await call.news()
-    if call.error is not None:
-        span.status, span.error = call.error.status, call.error.message
-        return error_response(call.error)
-    body = answers.plain(shape, call.id, created, job.model, call.choices, call.totals())
-    return web.Response(body=body, content_type="application/json", headers=headers)
-
-
-async def _stream(
-    request: web.Request, call: Call, job: Job, events: Events, headers: dict[str, str], span: RootSpan
-) -> web.StreamResponse:
-    """The answer as events. Nothing goes out before the first reply, so that an early error has a status."""
-    await call.news()
-    if call.error is not None:
-        span.status, span.error = call.error.status, call.error.message
-        return error_response(call.error)
-    response = web.StreamResponse(headers={**_STREAM_HEADERS, **headers})
-    await response.prepare(request)
-    while True:
-        try:
-            payload = _events(call, job, events)
-        except Exception:  # the status has gone out: the middleware could not tell the client any more
-            log.exception("%s failed", call.id)
-            call.fail(InternalError("An internal error.").body())
-            payload = b""
-        if call.error is not None:
-            span.error = call.error.message
-            payload += answers.error_event(call.error)
-        is_last = call.error is not None or not call.num_open
-        await _send(request, response, payload + answers.DONE if is_last else payload, is_last)
-        if is_last:
-            return response
-        await call.news()
-
-
-def _events(call: Call, job: Job, events: Events) -> bytes:
-    """What is new of each choice, and the usage after the last."""
-    parts = []
-    for choice in call.take_changed():
-        # a chunk's usage needs the prompt's length, which the tokenizer says with the first text
-        totals = call.totals() if job.continuous_usage and choice.num_prompt_tokens else None
-        parts.append(events.news(choice, totals))
-    if job.include_usage and not call.num_open:
-        parts.append(events.usage(call.totals()))
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _send(request: web.Request, response: web.StreamResponse, payload: bytes, is_last: bool) -> None:
-    """Writes; while the client reads slowly this waits, and what comes meanwhile goes into the next event.
-
-    Raises ConnectionResetError when the client is gone or reads nothing for too long."""
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client left")
-    timeout_s = request.app[GATEWAY].settings.send_timeout_s
-    if not is_last and len(payload) < NEVER_WAITS and not transport.get_write_buffer_size():
-        await response.write(payload)
-        return
-    try:
-        async with asyncio.timeout(timeout_s or None):
-            await response.write(payload)
-            if is_last:
-                await response.write_eof()
-    except TimeoutError:
-        transport.abort()
-        raise ConnectionResetError(f"the client read nothing for {timeout_s} s") from None
+def _estimate(job: Job, num_bytes: int) -> int:
+    """The prompts' tokens, about."""
+    exact = [len(prompt.token_ids) // 4 for prompt in job.prompts if isinstance(prompt, TokenPrompt)]
+    return sum(exact) if len(exact) == len(job.prompts) else num_bytes // BYTES_PER_TOKEN
 
 
 def _time_out(call: Call, timeout_s: float) -> None:
     call.fail(TimedOut(f"The answer was not complete after {timeout_s:g} s.").body())
 
 
-def _count(call: Call, started: float) -> None:
+def _settle(gateway: Gateway, key: ApiKey, call: Call, started: float) -> None:
+    """Counts what came of a request that is over."""
     totals = call.totals()
+    gateway.rates.charge_tokens(key, totals.prompt + totals.completion)
     metrics.PROMPT_TOKENS.inc(totals.prompt)
     metrics.COMPLETION_TOKENS.inc(totals.completion)
     metrics.CACHED_TOKENS.inc(totals.cached)
@@ -199,9 +211,3 @@ def _count(call: Call, started: float) -> None:
         metrics.TIME_TO_FIRST_TOKEN.observe(call.first_at - started)
     if not call.num_open:
         metrics.REQUEST_LATENCY.observe(time.monotonic() - started)
-
-
-def _header_list(names: list[str]) -> str:
-    """Names from the client's JSON, made safe for a header."""
-    shown = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:64] for name in names[:20]]
-    return ", ".join(shown + (["..."] if len(names) > 20 else []))

@@ -7,6 +7,7 @@ long as the oldest call needs, and goes away by itself when this process dies.
 import asyncio
 import logging
 import time
+from collections import deque
 
 from services.gateway.call import Call, Choice
 from shared.errors import ErrorBody, Unavailable
@@ -25,13 +26,15 @@ WATCH_EVERY_S = 1.0
 class Inbox:
     """Calls in flight, by the ids that replies name."""
 
-    def __init__(self, bus: Bus, instance: str) -> None:
+    def __init__(self, bus: Bus, address: str) -> None:
         self._bus = bus
-        self._marker = bus.key(f"reply:{instance}:marker")
+        self._marker = bus.key(f"reply:{address}:marker")
         self._by_sequence: dict[int, Choice] = {}
         self._by_request: dict[str, Call] = {}
         self._calls: dict[str, Call] = {}  # oldest first
-        self.stream = reply_stream(instance)
+        self._lately: deque[tuple[float, int]] = deque()  # kept calls that ended: (until, ms of their cursor)
+        self.address = address
+        self.stream = reply_stream(address)
         self.cursor = "0-0"
 
     @property
@@ -48,7 +51,9 @@ class Inbox:
             self._by_sequence[choice.sequence_id] = choice
 
     def close(self, call: Call) -> None:
-        self._calls.pop(call.id, None)
+        """The call gets no more. What it had is in the stream for a while yet, for those who began to read it again."""
+        if self._calls.pop(call.id, None) is not None and call.is_kept:
+            self._lately.append((time.monotonic() + KEPT_S, _milliseconds(call.cursor)))
         for request_id in call.request_ids:
             self._by_request.pop(request_id, None)
         for choice in call.choices:
@@ -113,19 +118,23 @@ class Inbox:
         oldest = next(iter(self._calls.values()), None)
         if oldest is not None:
             kept = min(kept, _milliseconds(oldest.cursor))
+        while self._lately and self._lately[0][0] < time.monotonic():
+            self._lately.popleft()
+        kept = min([kept, *(at for _, at in self._lately)])
         return f"{kept}-0"
 
     def create(self) -> None:
-        """Makes the stream anew, with a time to live that outlasts neither this process nor late replies to it."""
-        self._bus.outbox.delete(self.stream)
+        """Makes the stream, with a time to live that outlasts neither this process nor late replies to it."""
         self._bus.outbox.post(self.stream, Deltas())
         self._bus.outbox.expire(self.stream, EXPIRE_S)
 
-    async def leave(self) -> None:
+    async def leave(self, *, is_needed: bool = False) -> None:
         """Empties the stream and lets it expire: late replies to a stream removed at once would make it again, for
-        ever. A broker that is gone needs no farewell."""
-        self._bus.outbox.trim(self.stream, f"{2**63}-0")
-        self._bus.outbox.expire(self.stream, FAREWELL_S)
+        ever. is_needed: leaves it whole for a while, to those who read it from elsewhere. A broker that is gone needs
+        no farewell."""
+        if not is_needed:
+            self._bus.outbox.trim(self.stream, f"{2**63}-0")
+        self._bus.outbox.expire(self.stream, EXPIRE_S if is_needed else FAREWELL_S)
         try:
             await asyncio.wait_for(self._bus.client.delete(self._marker), 1)
         except (TimeoutError, *LOST_CONNECTION) as error:

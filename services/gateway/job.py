@@ -36,7 +36,8 @@ class Job:
     """A checked request. sampling.seed is the client's, or None in `seed` means one to be drawn per prompt.
 
     Choice c of prompt p is the answer's choice p * n + c. ignored: names in the body that mean nothing to us.
-    enforced: the field, if any, that asks for an answer to be held to something."""
+    enforced: the field, if any, that asks for an answer to be held to something. timeout_s: the client's own;
+    is_resumable: it may come back for the rest."""
 
     model: str
     prompts: list[Prompt]
@@ -57,6 +58,8 @@ class Job:
     separate_reasoning: bool = False
     constraint: Constraint | None = None
     enforced: str | None = None
+    timeout_s: float | None = None
+    is_resumable: bool = False
 
     def sampling_of(self, prompt: int) -> SamplingOptions:
         """The prompt's sampling; without the client's seed, one of its own, lest equal prompts get equal answers."""
@@ -159,6 +162,8 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
         ignored=ignored,
         constraint=constraint,
         enforced=constraint.param if constraint is not None else None,
+        timeout_s=request.timeout,
+        is_resumable=bool(request.resumable),
     )
 
 

@@ -7,7 +7,9 @@ leaves its reply stream to expire.
 import asyncio
 import logging
 import os
+import secrets
 import socket
+from pathlib import Path
 
 from aiohttp import web
 
@@ -15,6 +17,10 @@ from services.gateway.body import BodyBudget
 from services.gateway.config import Settings
 from services.gateway.deployment import RETRY_AFTER_S, Deployment
 from services.gateway.inbox import Inbox
+from services.gateway.keeper import Keeper
+from services.gateway.keys import load_keys
+from services.gateway.load import Load
+from services.gateway.rates import Rates
 from services.gateway.routes import make_app
 from services.gateway.state import Gateway
 from shared.errors import ConfigError, Unavailable
@@ -22,42 +28,60 @@ from shared.service import Context, run_service
 
 log = logging.getLogger(__name__)
 
+RELOAD_S = 2.0
+"""How often the keys file is looked at."""
+
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request has ended."""
 
 
 async def serve(context: Context, settings: Settings) -> None:
     """Serves HTTP until cancelled. Raises ConfigError when the address cannot be used."""
+    inbox = Inbox(context.bus, f"{context.instance}.{secrets.token_hex(4)}")
     gateway = Gateway(
         settings,
         context.instance,
         context.bus,
-        Inbox(context.bus, context.instance),
+        inbox,
         Deployment(),
         BodyBudget(settings.max_body_bytes, settings.max_body_bytes_in_flight),
+        load_keys(settings.api_key, settings.admin_api_key, settings.api_keys_file),
+        Keeper(
+            context.bus,
+            inbox,
+            grace_s=settings.resume_grace_s,
+            keep_s=settings.resume_keep_s,
+            max_bytes=settings.resume_max_mb * 2**20,
+            patience_s=settings.outage_patience_s,
+        ),
+        Rates(context.bus),
+        Load(settings.max_requests_in_flight, settings.max_prompt_tokens_in_flight),
     )
+    is_needed = False
     runner = web.AppRunner(make_app(gateway), handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
         site = await _listen(runner, settings)
-        gateway.inbox.create()
-        await context.bus.outbox.flush()  # what an earlier process of this name left is gone before it is read
+        inbox.create()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(gateway.inbox.run(), name="inbox")
             tasks.create_task(gateway.inbox.keep(), name="reply stream")
             tasks.create_task(_end_hopeless(gateway), name="patience")
-            context.registry.update(is_ready=True)
+            tasks.create_task(gateway.keeper.run(), name="kept answers")
+            if settings.api_keys_file:
+                tasks.create_task(_reload_keys(gateway), name="keys file")
+            context.registry.update(is_ready=True, address=inbox.address)
             tasks.create_task(context.registry.run(gateway.deployment.update), name="registry")
             log.info("listening on %s", site.name)
             try:
                 await asyncio.Event().wait()
             finally:
-                context.registry.update(is_ready=False)
+                context.registry.update(is_ready=False, address=inbox.address)
                 if not reading.done():
-                    await _drain(gateway, site)
+                    is_needed = await _drain(gateway, site)
     finally:
         await runner.cleanup()
-        await gateway.inbox.leave()
+        await inbox.leave(is_needed=is_needed)
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
@@ -80,22 +104,44 @@ async def _end_hopeless(gateway: Gateway) -> None:
     while True:
         await asyncio.sleep(1)
         deployment = gateway.deployment
-        if gateway.inbox.num_calls and deployment.absent_for_s > gateway.settings.outage_patience_s:
-            log.error("no %s; %d requests end", ", no ".join(deployment.absent), gateway.inbox.num_calls)
-            gateway.inbox.fail_all(
-                Unavailable(f"Not ready: no {', no '.join(deployment.absent)}.", retry_after_s=RETRY_AFTER_S).body()
-            )
+        if gateway.load.requests and deployment.absent_for_s > gateway.settings.outage_patience_s:
+            log.error("no %s; %d requests end", ", no ".join(deployment.absent), gateway.load.requests)
+            error = Unavailable(f"Not ready: no {', no '.join(deployment.absent)}.", retry_after_s=RETRY_AFTER_S).body()
+            gateway.inbox.fail_all(error)
+            gateway.keeper.fail_all(error)
 
 
-async def _drain(gateway: Gateway, site: web.TCPSite) -> None:
-    """No new requests; those in flight go on for a while, then end with a 503."""
+async def _reload_keys(gateway: Gateway) -> None:
+    """Reads the keys file again whenever it has changed, for ever. One that cannot be used changes nothing."""
+    settings = gateway.settings
+    path, seen = Path(settings.api_keys_file), None
+    while True:
+        try:
+            stat = path.stat()
+            now = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen is not None and now != seen:
+                gateway.keys = load_keys(settings.api_key, settings.admin_api_key, settings.api_keys_file)
+                log.warning("the keys file has changed and was read again")
+            seen = now
+        except (OSError, ConfigError) as error:
+            log.error("the keys file cannot be read again, the old keys stay: %s", error)
+            seen = None if seen is None else (0, 0, 0)
+        await asyncio.sleep(RELOAD_S)
+
+
+async def _drain(gateway: Gateway, site: web.TCPSite) -> bool:
+    """No new requests; those in flight go on for a while, then end with a 503, or are left to other gateways if their
+    clients can come back. Returns whether any are."""
     gateway.deployment.is_stopping = True
     await site.stop()
     await gateway.until_idle(gateway.settings.drain_timeout_s)
-    if gateway.num_requests:
-        log.warning("stopping with %d requests in flight", gateway.num_requests)
+    is_needed = gateway.keeper.hand_over()
+    if gateway.load.requests:
+        log.warning("stopping with %d requests in flight", gateway.load.requests)
         gateway.inbox.fail_all(Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S).body())
+        gateway.keeper.fail_all(Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S).body())
         await gateway.until_idle(LAST_WORDS_S)
+    return is_needed
 
 
 def main() -> None:

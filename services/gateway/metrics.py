@@ -45,6 +45,9 @@ class BucketCounts(Collector):
 
 REQUESTS = Counter("sapwood_requests", "HTTP requests answered; status 499: the client left", ["endpoint", "status"])
 IN_FLIGHT = Gauge("sapwood_requests_in_flight", "Completion requests being worked on")
+KEPT = Gauge("sapwood_answers_kept", "Answers being made that their clients may come back for")
+PROMPT_TOKENS_IN_FLIGHT = Gauge("sapwood_prompt_tokens_in_flight", "Tokens of prompts being worked on, about")
+TURNED_AWAY = Counter("sapwood_requests_turned_away", "Requests answered 429", ["why"])
 TIME_TO_FIRST_TOKEN = Histogram(
     "sapwood_time_to_first_token_seconds", "Arrival to the first output of a request", buckets=LATENCY_BUCKETS
 )

@@ -1,7 +1,6 @@
 """Around every handler: the request's id, its API key, its errors in OpenAI's shape, its place in the counts."""
 
 import asyncio
-import hmac
 import logging
 import re
 import secrets
@@ -9,19 +8,25 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from services.gateway import answers, metrics
+from services.gateway import metrics
+from services.gateway.keys import ANYBODY, ApiKey
+from services.gateway.rates import Allowance, RateLimited, Rates
+from services.gateway.replies import error_response
 from services.gateway.state import GATEWAY
 from services.gateway.trace import CLIENT_LEFT
-from shared.errors import ErrorBody, InternalError, RequestError, Unauthorized
+from shared.errors import ErrorBody, Forbidden, InternalError, RequestError, Unauthorized
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID = "x-request-id"
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+ADMIN_PREFIX = "/v1/admin/"
+API_KEY = web.RequestKey("api_key", ApiKey)
 _SAFE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 _KEY = web.RequestKey("request_id", str)
+_ALLOWANCE: web.RequestKey[Allowance | None] = web.RequestKey("allowance")
 
 
 @web.middleware
@@ -55,30 +60,43 @@ async def count_and_shape_errors(request: web.Request, handler: Handler) -> web.
 
 @web.middleware
 async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The bearer token, if one is set; probes and metrics are open."""
-    expected = request.app[GATEWAY].settings.api_key
-    if expected and request.path not in OPEN_PATHS:
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthorized("An API key is required: send it as 'Authorization: Bearer KEY'.")
-        if not hmac.compare_digest(key.strip().encode(errors="surrogateescape"), expected.encode()):
-            raise Unauthorized("The API key is wrong.")
+    """The bearer token, where one is needed; and an admin's for what is an admin's."""
+    gateway = request.app[GATEWAY]
+    is_admin_path = request.path.startswith(ADMIN_PREFIX)
+    if not is_admin_path and (not gateway.keys or (gateway.settings.open_probes and request.path in PROBES)):
+        request[API_KEY] = ANYBODY
+        return await handler(request)
+    if is_admin_path and not gateway.keys.has_admin:
+        raise Forbidden("This needs an admin's API key, and the server was started without one (--admin-api-key).")
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("An API key is required: send it as 'Authorization: Bearer KEY'.")
+    key = gateway.keys.find(text.strip())
+    if key is None:
+        raise Unauthorized("The API key is wrong.")
+    if is_admin_path and not key.admin:
+        raise Forbidden("This needs an admin's API key.")
+    request[API_KEY] = key
     return await handler(request)
 
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+async def take_request(request: web.Request, rates: Rates) -> None:
+    """Counts a request against its key's limits, and has the answer tell what is left. Raises RateLimited."""
+    try:
+        request[_ALLOWANCE] = await rates.take_request(request[API_KEY])
+    except RateLimited as error:
+        request[_ALLOWANCE] = error.allowance
+        metrics.TURNED_AWAY.labels("rate").inc()
+        raise
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """On every answer, streamed ones included."""
     if _KEY in request:
         response.headers[REQUEST_ID] = request[_KEY]
-
-
-def error_response(body: ErrorBody, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        status=body.status,
-        body=answers.error(body),
-        content_type="application/json",
-        headers={**answers.error_headers(body), **(headers or {})},
-    )
+    allowance = request.get(_ALLOWANCE)
+    if allowance is not None:
+        response.headers.update(allowance.headers())
 
 
 def _from_http(request: web.Request, error: web.HTTPException) -> ErrorBody:

@@ -53,6 +53,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Int32 | None = None
+    timeout: Annotated[float, Meta(gt=0, le=1e9)] | None = None  # seconds for the whole answer
+    resumable: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     # what the answer must match, as it came; read by `constraint.py`
     response_format: Raw = Raw()

@@ -45,6 +45,18 @@ class Parts:
         done, self._done = self._done, []
         return done
 
+    def so_far(self) -> list[Part]:
+        """As `take`, but takes nothing."""
+        self._end_run()
+        merged: list[Part] = []
+        for part in self._done:
+            if merged and merged[-1][:2] == part[:2]:
+                merged[-1] = Part(part.channel, part.call, merged[-1].text + part.text)
+            else:
+                merged.append(part)
+        self._done = merged
+        return merged
+
     def _end_run(self) -> None:
         texts = self._texts
         if texts:

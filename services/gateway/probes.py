@@ -4,32 +4,35 @@ import prometheus_client
 from aiohttp import web
 
 from services.gateway import answers
+from services.gateway.replies import json_response
 from services.gateway.state import GATEWAY
 
 
 async def models(request: web.Request) -> web.Response:
     """GET /v1/models"""
     served = request.app[GATEWAY].deployment.models
-    return _json(answers.model_list([served[name] for name in sorted(served)]))
+    return json_response(answers.model_list([served[name] for name in sorted(served)]))
 
 
 async def model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
     card = answers.model_card(request.app[GATEWAY].deployment.model(request.match_info["model"]))
-    return _json(answers.encode(card))
+    return json_response(answers.encode(card))
 
 
 async def health(request: web.Request) -> web.Response:
     """GET /health: this process lives."""
-    return _json(b'{"status":"ok"}')
+    return json_response(b'{"status":"ok"}')
 
 
 async def ready(request: web.Request) -> web.Response:
     """GET /ready: every service and worker is there and heard of lately; otherwise 503 and the reasons."""
     faults = request.app[GATEWAY].deployment.faults()
     if not faults:
-        return _json(b'{"status":"ready","reasons":[]}')
-    return _json(answers.encode({"status": "not ready", "reasons": faults}), status=503, headers={"Retry-After": "1"})
+        return json_response(b'{"status":"ready","reasons":[]}')
+    return json_response(
+        answers.encode({"status": "not ready", "reasons": faults}), status=503, headers={"Retry-After": "1"}
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -37,7 +40,3 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(
         body=prometheus_client.generate_latest(), headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
     )
-
-
-def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

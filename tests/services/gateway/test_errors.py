@@ -175,7 +175,7 @@ async def test_our_own_faults_tell_nothing_of_the_inside(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("the inside")
 
-    monkeypatch.setattr("services.gateway.completions._post", broken)
+    monkeypatch.setattr("services.gateway.completions._messages", broken)
     status, answer, response = await gateway.post(URL, CHAT)
     assert status == 500
     check_shape(answer)
