@@ -258,7 +258,8 @@ class Output(Message, frozen=True, kw_only=True):
     cached_ids int64 [M], cached int32 [M]: sequences whose first output token is here and how many of their
     prompt tokens came from the cache; a stop string ends a sequence before its `Ended` says so.
 
-    forced int32 [F]: places in the arrays of those tokens that a grammar left no choice about."""
+    forced int32 [F]: places in the arrays of those tokens that a grammar left no choice about. worker, epoch: whose
+    output this is; empty and 0 where the scheduler ends sequences by its own decision."""
 
     sequence_ids: bytes = b""
     indices: bytes = b""
@@ -267,6 +268,18 @@ class Output(Message, frozen=True, kw_only=True):
     cached_ids: bytes = b""
     cached: bytes = b""
     forced: bytes = b""
+    worker: str = ""
+    epoch: int = 0
+
+
+class Fence(Message, frozen=True, kw_only=True):
+    """scheduler -> tokenizer (`tokens:k`): from here on the output of this worker's epoch counts for nothing.
+
+    Its sequences go on elsewhere, from what stands before this entry; a worker that was only slow may still write
+    behind it."""
+
+    worker: str
+    epoch: int
 
 
 # ---------------------------------------------------------------------------- tokenizer -> gateway
@@ -388,11 +401,16 @@ class Plan(Message, frozen=True, kw_only=True):
     """scheduler -> worker (`plan:w`): commands to apply in order.
 
     epoch: the worker start that they are meant for; number counts from 1 in an epoch without gaps. A worker
-    skips a number it has applied and answers another epoch or a gap with a new epoch (`Hello`)."""
+    skips a number it has applied and answers another epoch or a gap with a new epoch (`Hello`).
+
+    Number 0 has no commands and asks what the worker holds; it answers with `Holdings`, and the next number is the
+    one after `Holdings.applied`. term: grows with every scheduler; a worker heeds none with a lower term than it has
+    seen, for that one leads no more."""
 
     epoch: int
     number: int
     commands: list[Admit | Grant | Drop | Retract]
+    term: int = 0
 
 
 # ----------------------------------------------------------------------------- worker -> scheduler
@@ -421,7 +439,8 @@ class Progress(Message, frozen=True, kw_only=True):
     applied: number of the last plan applied. computed_ids int64 [M], computed int32 [M]: sequences in
     prefill and how many of their tokens now have keys and values. sequence_ids/indices/token_ids: output
     as in `Output`. ended: sequences that ended by themselves. retracted int64: answers to `Retract`.
-    stalled int64: sequences that stand still for want of pages."""
+    stalled int64: sequences that stand still for want of pages. number: counts from 1 in an epoch without gaps; one
+    that is known has come twice, and before one that is not the next something was lost."""
 
     worker: str
     epoch: int
@@ -435,6 +454,37 @@ class Progress(Message, frozen=True, kw_only=True):
     ended: list[Ended] = []
     retracted: bytes = b""
     stalled: bytes = b""
+    number: int = 0
+
+
+class Held(Record, frozen=True, kw_only=True):
+    """A sequence that a worker has. num_outputs: output tokens told so far; page_table int32: empty while the prompt
+    is being computed, for then it is not worth taking over."""
+
+    sequence_id: int
+    num_outputs: int = 0
+    page_table: bytes = b""
+    attempt: int = 0
+    cached_prompt: int = 0
+
+
+class Holdings(Message, frozen=True, kw_only=True):
+    """worker -> scheduler (`events`): what the worker has, in answer to plan number 0. The output told so far is in
+    the shards.
+
+    hello: as it introduced itself in this epoch; applied: the last plan applied; number: of the last `Progress`."""
+
+    hello: Hello
+    applied: int
+    number: int
+    sequences: list[Held]
+
+
+class Died(Message, frozen=True, kw_only=True):
+    """whoever watches processes -> scheduler (`events`): the process of this worker has ended, so that nobody need wait
+    until its silence has lasted long enough. Sent before it is started again."""
+
+    worker: str
 
 
 class Goodbye(Message, frozen=True, kw_only=True):

@@ -26,9 +26,12 @@ from shared.messages import (
     PROTOCOL_VERSION,
     Abort,
     Deltas,
+    Died,
+    Fence,
     Generate,
     Goodbye,
     Hello,
+    Holdings,
     Open,
     Output,
     Plan,
@@ -61,8 +64,8 @@ class Stream(Generic[M]):
 
 
 ToScheduler = Generate | Abort
-FromWorker = Hello | Progress | Goodbye
-ToShard = Open | Output
+FromWorker = Hello | Progress | Holdings | Goodbye | Died
+ToShard = Open | Output | Fence
 ToGateway = Deltas | Rejected
 
 TOKENIZE: Stream[Tokenize] = Stream("tokenize", Tokenize, group="tokenizers")
@@ -181,6 +184,8 @@ class Bus:
     def __init__(self, client: "redis.asyncio.Redis", prefix: str) -> None:
         self.client = client
         self.prefix = prefix
+        self.answered_at = time.monotonic()
+        """When the broker last answered a read of `follow`."""
         self.outbox = Outbox(self)
 
     def key(self, name: str) -> str:
@@ -277,16 +282,16 @@ class Bus:
         except LOST_CONNECTION as error:
             log.warning("renewing in %s: %s", stream.name, error)
 
-    async def send_once(
-        self,
-        claim: str,
-        name: str,
-        value: bytes,
     async def get(self, name: str) -> bytes | None:
         """A key's value. Raises LOST_CONNECTION."""
         value: Any = await self.client.get(self.key(name))
         return None if value is None else bytes(value)
 
+    async def send_once(
+        self,
+        claim: str,
+        name: str,
+        value: bytes,
         for_s: float,
         stream: Stream[M],
         messages: Sequence[M],
@@ -317,6 +322,38 @@ class Bus:
                 log.warning("reading %s: %s; trying again", stream.name, error)
                 attempt += 1
                 await backoff(attempt)
+
+    async def add(self, stream: Stream[M], message: M) -> str:
+        """Writes one entry past the outbox and returns its id; it may stand there twice."""
+        fields: dict[Any, Any] = {"v": PROTOCOL_VERSION, "m": _encoder.encode(message)}
+        attempt = 0
+        while True:
+            try:
+                entry_id: Any = await self.client.xadd(self.key(stream.name), fields)
+                ENTRIES_SENT.labels(_family(stream)).inc()
+                return str(entry_id, "ascii")
+            except LOST_CONNECTION as error:
+                log.warning("writing to %s: %s; trying again", stream.name, error)
+                attempt += 1
+                await backoff(attempt)
+
+    async def read_log(self, stream: Stream[M], *, count: int = 512) -> AsyncIterator[list[Delivery[M]]]:
+        """All entries that the stream has now, in batches; it is only looked at."""
+        key, last = self.key(stream.name), await self.newest_id(stream)
+        start, attempt = "-", 0
+        while last != "0":
+            try:
+                entries: Any = await self.client.xrange(key, start, last, count)
+                attempt = 0
+            except LOST_CONNECTION as error:
+                log.warning("reading %s: %s; trying again", stream.name, error)
+                attempt += 1
+                await backoff(attempt)
+                continue
+            if not entries:
+                return
+            start = "(" + entries[-1][0].decode()
+            yield self._deliveries({key.encode(): stream}, [(key.encode(), *entry) for entry in entries])
 
     async def create_group(self, stream: Stream[Any]) -> None:
         """The stream's group, from the stream's first entry on, unless it exists."""
@@ -362,6 +399,7 @@ class Bus:
                 ]
                 try:
                     (reply,) = await wire.execute([command])
+                    self.answered_at = time.monotonic()
                     attempt = 0
                 except LOST_CONNECTION as error:
                     log.warning("reading %s: %s; trying again", ", ".join(s.name for s in wanted), error)
@@ -444,6 +482,12 @@ class Outbox:
         self._queue("XACK", key, group, delivery.entry_id)
         self._queue("XDEL", key, delivery.entry_id)
 
+    def quarantine(self, delivery: Delivery[Any], why: str) -> None:
+        """Queues the move of an entry that was read through a group to the dead letters."""
+        fields = {b"v": b"%d" % PROTOCOL_VERSION, b"m": _encoder.encode(delivery.message)}
+        DEAD_LETTERS.labels(_family(delivery.stream)).inc()
+        self.bury(delivery.stream, delivery.entry_id, fields, why)
+
     def trim(self, stream: Stream[Any], before: str) -> None:
         """Queues the removal of entries older than the entry id `before`."""
         self._queue("XTRIM", self._bus.key(stream.name), "MINID", "=", before)
@@ -460,6 +504,10 @@ class Outbox:
     def store(self, name: str, value: bytes, for_s: float) -> None:
         """Queues that a key holds a value for so long."""
         self._queue("SET", self._bus.key(name), value, "PX", int(for_s * 1000))
+
+    def run_script(self, script: str, name: str, *arguments: str | int) -> None:
+        """Queues a Lua script on one key, which has the prefix already. A script must bear to run twice."""
+        self._queue("EVAL", script, 1, name, *arguments)
 
     def forget(self, *names: str) -> None:
         """Queues the removal of keys."""
@@ -505,10 +553,6 @@ class Outbox:
             batch = self._commands[: self.MAX_BATCH]
             OUTBOX_ENTRIES.set(len(self._commands))
             try:
-    def run_script(self, script: str, name: str, *arguments: str | int) -> None:
-        """Queues a Lua script on one key, which has the prefix already. A script must bear to run twice."""
-        self._queue("EVAL", script, 1, name, *arguments)
-
                 results = await wire.execute(batch)
                 attempt = 0
             except LOST_CONNECTION as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shared.messages import Ended, Output, Progress
+from shared.messages import Ended, Held, Output, Progress
 from shared.packing import pack_i32, pack_i64
 
 I32 = npt.NDArray[np.int32]
@@ -68,7 +68,7 @@ class Stages:
 @dataclass(slots=True)
 class Report:
     """News of one epoch. tokens, ended: by shard; cached: by shard and sequence id; computed: by sequence id;
-    stalled: as of now, not news."""
+    stalled: as of now, not news; holdings: what the engine has at the end of this report, if the scheduler asked."""
 
     epoch: int
     applied: int
@@ -80,6 +80,7 @@ class Report:
     stalled: list[int] = field(default_factory=list)
     stages: list[Stages] = field(default_factory=list)
     has_forced: bool = False
+    holdings: list[Held] | None = None
 
     @property
     def is_decode_alone(self) -> bool:
@@ -128,10 +129,12 @@ class Report:
         self.stages += later.stages
         self.has_forced |= later.has_forced
         self.applied, self.stalled = later.applied, later.stalled
+        self.holdings = later.holdings
 
-    def progress(self, worker: str, at: float) -> Progress:
+    def progress(self, worker: str, at: float, number: int = 0) -> Progress:
         return Progress(
             worker=worker,
+            number=number,
             epoch=self.epoch,
             applied=self.applied,
             at=at,
@@ -145,7 +148,7 @@ class Report:
             stalled=pack_i64(self.stalled),
         )
 
-    def outputs(self) -> Iterator[tuple[int, Output]]:
+    def outputs(self, worker: str = "") -> Iterator[tuple[int, Output]]:
         """(shard, its tokens and ends) for every shard that has any."""
         nothing = Tokens()
         for shard in self.tokens.keys() | self.ended.keys():
@@ -161,5 +164,7 @@ class Report:
                     cached_ids=pack_i64(cached),
                     cached=pack_i32(cached.values()),
                     forced=pack_i32(tokens.forced),
+                    worker=worker,
+                    epoch=self.epoch,
                 ),
             )

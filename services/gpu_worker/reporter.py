@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from services.gpu_worker import metrics, spans
 from services.gpu_worker.report import Report
-from shared.messages import HEARTBEAT_S, Goodbye, Hello, Plan
+from shared.messages import HEARTBEAT_S, Goodbye, Hello, Holdings, Plan
 from shared.streams import EVENTS, Bus, Delivery, plan_stream, shard_stream
 
 REPORT_EVERY_S = 0.002
@@ -39,6 +39,7 @@ class Reporter:
         self._flushing: asyncio.TimerHandle | None = None
         self._flushed_at = self._posted_at = float("-inf")
         self._epoch: int | None = None
+        self._number = 0
         self._applied = 0
         self._stalled: list[int] = []
         self._has_left = False
@@ -54,6 +55,9 @@ class Reporter:
             self._pending = report
         else:
             self._pending.extend(report)
+        if report.holdings is not None:
+            self.flush()
+            return
         wait = self._flushed_at + REPORT_EVERY_S - self._loop.time()
         if wait <= 0:
             self.flush()
@@ -71,9 +75,9 @@ class Reporter:
         if report.epoch != self._epoch:
             if self._epoch is not None:
                 metrics.RESETS.inc()
-            self._epoch = report.epoch
+            self._epoch, self._number = report.epoch, 0
             self._bus.outbox.post(EVENTS, self._hello(report.epoch))
-        for shard, output in report.outputs():
+        for shard, output in report.outputs(self._worker):
             self._bus.outbox.post(shard_stream(shard), output)
         self._flushed_at = self._loop.time()
         for stages in report.stages:
@@ -88,14 +92,31 @@ class Reporter:
         else:
             self._held.extend(report)
         self._held_steps += 1
-        if not is_steady or self._held_steps >= HELD_STEPS or self._loop.time() - self._posted_at >= HELD_S:
+        if report.holdings is not None:
+            self._post_progress(self._held)
+            self._post_holdings(report)
+        elif not is_steady or self._held_steps >= HELD_STEPS or self._loop.time() - self._posted_at >= HELD_S:
             self._post_progress(self._held)
 
     def _post_progress(self, report: Report) -> None:
         self._held, self._held_steps = None, 0
-        self._bus.outbox.post(EVENTS, report.progress(self._worker, time.time()))
+        self._number += 1
+        self._bus.outbox.post(EVENTS, report.progress(self._worker, time.time(), self._number))
         self._posted_at = self._loop.time()
         self._applied, self._stalled = report.applied, report.stalled
+
+    def _post_holdings(self, report: Report) -> None:
+        """Right after the progress: what it says of outputs is what has been told until then."""
+        assert report.holdings is not None
+        self._bus.outbox.post(
+            EVENTS,
+            Holdings(
+                hello=self._hello(report.epoch),
+                applied=report.applied,
+                number=self._number,
+                sequences=report.holdings,
+            ),
+        )
 
     def beat(self) -> None:
         """A sign of life, if nothing was said lately. To be called twice a heartbeat while the engine lives."""

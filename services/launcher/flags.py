@@ -102,6 +102,9 @@ SERVICE_FLAGS = (
     ServiceFlag("low-water-tokens", (SCHEDULER,), "room left when a lease is renewed"),
     ServiceFlag("lookahead", (SCHEDULER,), "admitted prompt tokens a worker may have before it, in prefill budgets"),
     ServiceFlag("worker-lapse-s", (SCHEDULER,), "a worker silent for so long is given up"),
+    ServiceFlag(
+        "check-ledger", (SCHEDULER,), "check every page's place after every decision; slow, for tests", is_switch=True
+    ),
     ServiceFlag("no-worker-patience-s", (SCHEDULER,), "how long requests wait for a first worker before a 503"),
 )
 

@@ -26,6 +26,7 @@ class Settings(BaseSettings, frozen=True, kw_only=True):
     no_worker_patience_s: Annotated[
         float, msgspec.Meta(ge=0), help_("how long requests wait for a first worker before they end with 503")
     ] = 60.0
+    check_ledger: Annotated[bool, help_("check every page's place after every decision; slow, for tests")] = False
 
     @property
     def tuning(self) -> Tuning:

@@ -1,17 +1,31 @@
 """Scheduler service: the I/O around the core. Reads requests and reports, applies them, writes the decisions.
 
 A request's entry in `schedule` stays pending until its last sequence has ended, so what is in flight is what a new
-scheduler finds pending; workers that it does not know start over and their requests are admitted again.
+scheduler finds pending. Workers that it does not know say what they hold and decode on meanwhile; what else was told of
+a request stands in the token shards.
 """
 
 import asyncio
 import time
 
+from services.scheduler.books import publish
 from services.scheduler.config import Settings
-from services.scheduler.core.effects import Acknowledge, Arrived, Command, ForgetWorker, SendOutput, SendPlan, Waited
+from services.scheduler.core.effects import (
+    Acknowledge,
+    Arrived,
+    Command,
+    Deaf,
+    ForgetWorker,
+    Quarantine,
+    ReadShards,
+    SendOutput,
+    SendPlan,
+    Waited,
+)
 from services.scheduler.core.scheduler import Event, Scheduler, make_policy
 from services.scheduler.leader import Leadership
 from services.scheduler.metrics import DECISION_SECONDS, Exporter
+from services.scheduler.shards import read_shards
 from services.scheduler.spans import record_wait
 from shared.errors import ConfigError
 from shared.messages import Abort
@@ -19,14 +33,18 @@ from shared.service import Context, run_service
 from shared.streams import EVENTS, SCHEDULE, Bus, Delivery, ToScheduler, plan_stream, shard_stream
 
 TICK_S = 0.25
+DEAF_S = 2.5
+"""The broker answers a read of `events` every second; when it has not for so long, not the workers are silent."""
 CONSUMER = "scheduler"
 """The one consumer of the group, under every leader: what one leaves pending, the next one finds."""
 
 
 class Desk:
-    """Events in, commands out. `events` is filled by the readers and emptied by `run`."""
+    """Events in, commands out. `events` is filled by the readers and emptied by `run`.
 
-    def __init__(self, bus: Bus, core: Scheduler) -> None:
+    checks_ledger: asserts after every decision that each page is in one place."""
+
+    def __init__(self, bus: Bus, core: Scheduler, *, checks_ledger: bool = False) -> None:
         self._bus = bus
         self._core = core
         self._events: list[Event] = []
@@ -34,8 +52,11 @@ class Desk:
         self._wake = asyncio.Event()
         self._cursor = "0"
         self._entries: dict[str, Delivery[ToScheduler]] = {}
+        self._questions: asyncio.Queue[ReadShards] = asyncio.Queue()
+        self._checks_ledger = checks_ledger
 
     async def read_requests(self) -> None:
+        before_us = _order(await self._bus.newest_id(SCHEDULE))
         async for deliveries in self._bus.read_group(SCHEDULE, CONSUMER, pending_first=True, count=256):
             for delivery in deliveries:
                 if isinstance(delivery.message, Abort):
@@ -44,12 +65,18 @@ class Desk:
                 else:
                     self._entries[delivery.entry_id] = delivery
                     self._events.append(
-                        Arrived(delivery.message, delivery.entry_id, delivery.traceparent, delivery.deadline)
+                        Arrived(
+                            delivery.message,
+                            delivery.entry_id,
+                            delivery.traceparent,
+                            delivery.deadline,
+                            is_replayed=_order(delivery.entry_id) <= before_us,
+                        )
                     )
             self._wake.set()
 
     async def read_reports(self) -> None:
-        """From now on: older reports are of epochs that are over, or of workers that report again soon."""
+        """From now on: what older reports say stands in the shards too, or comes with what the workers hold."""
         self._cursor = await self._bus.newest_id(EVENTS)
         trimmed_at = time.monotonic()
         async for deliveries in self._bus.follow(lambda: {EVENTS: self._cursor}):
@@ -61,6 +88,12 @@ class Desk:
             if time.monotonic() - trimmed_at > 1:
                 trimmed_at = time.monotonic()
                 self._bus.outbox.trim(EVENTS, self._cursor)
+
+    async def read_shards(self) -> None:
+        """Answers the core's questions about what was told of sequences."""
+        while True:
+            self._events.append(await read_shards(self._bus, await self._questions.get()))
+            self._wake.set()
 
     async def run(self, exporter: Exporter) -> None:
         now = 0.0
@@ -75,9 +108,13 @@ class Desk:
             events, self._events = self._events, []
             done, self._done = self._done, []
             now = max(now, time.time())
+            if time.monotonic() - self._bus.answered_at > DEAF_S:
+                events.append(Deaf())
             started = time.perf_counter()
             for command in self._core.apply(events, now):
                 self._execute(command, now)
+            if self._checks_ledger:
+                self._core.check_integrity()
             for delivery in done:
                 self._bus.outbox.ack(delivery)
             DECISION_SECONDS.inc(time.perf_counter() - started)
@@ -94,10 +131,20 @@ class Desk:
                 outbox.post(shard_stream(command.shard), command.output)
             case Acknowledge():
                 outbox.ack(self._entries.pop(command.entry_id))
+            case Quarantine():
+                outbox.quarantine(self._entries.pop(command.entry_id), command.why)
+            case ReadShards():
+                self._questions.put_nowait(command)
             case ForgetWorker():
                 outbox.delete(plan_stream(command.worker))
             case Waited():
                 record_wait(command, now)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    """Entry ids as they compare."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 async def serve(context: Context, settings: Settings) -> None:
@@ -106,23 +153,25 @@ async def serve(context: Context, settings: Settings) -> None:
         make_policy(settings.policy, settings.aging)
     except ValueError as error:
         raise ConfigError(f"--policy (SAPWOOD_POLICY): {error}") from None
-    core = Scheduler(
-        lambda: make_policy(settings.policy, settings.aging),
-        settings.tuning,
-        worker_lapse_s=settings.worker_lapse_s,
-        no_worker_patience_s=settings.no_worker_patience_s,
-    )
-    desk = Desk(context.bus, core)
     leadership = Leadership(context.bus, context.instance)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(context.registry.run())
-        await leadership.acquire()
+        core = Scheduler(
+            lambda: make_policy(settings.policy, settings.aging),
+            settings.tuning,
+            worker_lapse_s=settings.worker_lapse_s,
+            no_worker_patience_s=settings.no_worker_patience_s,
+            term=await leadership.acquire(),
+        )
+        desk = Desk(context.bus, core, checks_ledger=settings.check_ledger)
         try:
             async with asyncio.TaskGroup() as leading:
                 leading.create_task(leadership.hold())
                 leading.create_task(desk.read_requests())
                 leading.create_task(desk.read_reports())
+                leading.create_task(desk.read_shards())
                 leading.create_task(desk.run(Exporter()))
+                leading.create_task(publish(context.bus, core, context.instance))
                 context.registry.update(is_ready=True)
         finally:
             await leadership.release()

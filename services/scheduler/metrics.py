@@ -7,13 +7,14 @@ from services.scheduler.core.scheduler import Scheduler
 RUNNING = Gauge("sapwood_scheduler_running_sequences", "Sequences running", ["worker"])
 WAITING = Gauge("sapwood_scheduler_waiting_sequences", "Sequences waiting", ["worker"])
 PAGES = Gauge("sapwood_scheduler_pages", "Pages of a worker's pool", ["worker", "state"])
+IMBALANCE = Gauge("sapwood_scheduler_ledger_imbalance", "Pages of a pool that are lost or in two places", ["worker"])
 PENDING_PREFILL = Gauge("sapwood_scheduler_pending_prefill_tokens", "Admitted prompt tokens to compute", ["worker"])
 PROMPT_TOKENS = Counter("sapwood_scheduler_prompt_tokens", "Prompt tokens admitted")
 CACHED_TOKENS = Counter("sapwood_scheduler_cached_tokens", "Prompt tokens found in the prefix cache at admission")
 RETRACTIONS = Counter("sapwood_scheduler_retractions", "Sequences retracted for want of pages")
 ENDED = Counter("sapwood_scheduler_ended_sequences", "Sequences that ended, for any reason")
 DECISION_SECONDS = Counter("sapwood_scheduler_decision_seconds", "Time spent deciding")
-PER_WORKER = (RUNNING, WAITING, PENDING_PREFILL)
+PER_WORKER = (RUNNING, WAITING, PENDING_PREFILL, IMBALANCE)
 
 
 class Exporter:
@@ -43,7 +44,8 @@ class Exporter:
             PAGES.labels(name, "free").set(free)
             PAGES.labels(name, "cached").set(index.num_evictable)
             PAGES.labels(name, "locked").set(index.num_pages - index.num_evictable)
-            PAGES.labels(name, "private").set(worker.pool.num_pages - free - index.num_pages)
+            PAGES.labels(name, "private").set(worker.num_private)
+            IMBALANCE.labels(name).set(worker.imbalance)
             key = (name, worker.epoch)
             retractions[key] = worker.num_retractions
             RETRACTIONS.inc(worker.num_retractions - self._retractions.get(key, 0))

@@ -11,7 +11,7 @@ from services.tokenizer.decode import Detokenizer
 from services.tokenizer.sequence import SequenceOutput
 from services.tokenizer.shard_output import GATEWAY_GONE_S, Replies, ShardOutput
 from shared import telemetry
-from shared.messages import HEARTBEAT_LAPSE_S, Abort, Open, Output, sequence_id
+from shared.messages import HEARTBEAT_LAPSE_S, Abort, Fence, Open, Output, sequence_id
 from shared.service import Context
 from shared.streams import LOST_CONNECTION, SCHEDULE, Delivery, Stream, ToShard, reply_stream, shard_stream
 from shared.telemetry import DECODE, DETOKENIZE, stage_span_id
@@ -105,6 +105,9 @@ class Outflow:
                     return 0
                 case Output() as message:
                     return output.output(message, now)
+                case Fence() as message:
+                    output.fence(message)
+                    return 0
         except ValueError as error:
             log.error("dead letter in %s, entry %s: %s", delivery.stream.name, delivery.entry_id, error)
             self._bus.outbox.bury(delivery.stream, delivery.entry_id, {}, str(error))

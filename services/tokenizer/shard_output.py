@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.sequence import SequenceOutput
 from shared.errors import Unavailable
-from shared.messages import Delta, Deltas, Finished, Open, Output
+from shared.messages import Delta, Deltas, Fence, Finished, Open, Output
 from shared.packing import unpack_i32, unpack_i64
 
 ENDED_KEPT = 1 << 16
 """Sequence ids remembered after their end, so that a request delivered again does not open them again."""
+
+FENCES_KEPT = 4096
+"""Epochs of workers whose late output is told apart."""
 
 GATEWAY_GONE_S = 20.0
 """Sequences of a gateway that was not heard of for so long are cancelled, unless somebody else wants them. Longer than
@@ -52,6 +55,7 @@ class ShardOutput:
         self._sequences: dict[int, SequenceOutput] = {}  # in the order of their `Open`
         self._touched: dict[int, SequenceOutput] = {}
         self._ended: dict[int, None] = {}
+        self._fenced: dict[tuple[str, int], None] = {}  # (worker, epoch) whose output counts no more
 
     def __len__(self) -> int:
         """Sequences in flight."""
@@ -74,9 +78,17 @@ class ShardOutput:
                 deadline=deadline,
             )
 
+    def fence(self, message: Fence) -> None:
+        """Ignores from now on what this worker's epoch writes."""
+        self._fenced[message.worker, message.epoch] = None
+        if len(self._fenced) > FENCES_KEPT:
+            del self._fenced[next(iter(self._fenced))]
+
     def output(self, message: Output, now: float) -> int:
         """Takes a step's tokens and ends; those of unknown sequences are ignored. Returns how many tokens came.
         Raises ValueError, having taken nothing, when the arrays do not fit each other."""
+        if (message.worker, message.epoch) in self._fenced:
+            return 0
         sequence_ids = unpack_i64(message.sequence_ids)
         indices, token_ids = unpack_i32(message.indices), unpack_i32(message.token_ids)
         cached_ids, cached = unpack_i64(message.cached_ids), unpack_i32(message.cached)

@@ -85,7 +85,7 @@ class Cluster:
         self._supervising: asyncio.Task[None] | None = None
         self._add_broker()
         model_flags = ["--model-path", str(model), "--served-model-name", "tiny"]
-        self._add("scheduler", 1, ["--headroom-tokens=32", "--low-water-tokens=16"])
+        self._add("scheduler", 1, ["--headroom-tokens=32", "--low-water-tokens=16", "--check-ledger"])
         worker_flags = [
             "--dtype=float32",
             "--device=cpu",

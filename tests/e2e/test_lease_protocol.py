@@ -6,6 +6,7 @@ the request gets alone. Some answers are constrained: their grammars come late, 
 """
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -21,7 +22,7 @@ from services.gpu_worker.grammar.vocabulary import Vocabulary
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.scheduler.core.scheduler import Scheduler, make_policy
 from services.scheduler.core.worker_state import Tuning
-from shared.messages import Abort, Hello, Plan, Progress
+from shared.messages import Abort, Ended, Hello, Holdings, Plan, Progress
 from shared.packing import unpack_i32, unpack_i64
 from tests.services.gpu_worker.fake_runner import FakeRunner
 from tests.services.scheduler.fake_worker import VOCABULARY, expected_output
@@ -92,6 +93,9 @@ class EngineWorker:
     run_ahead: int = 0
     inbox: list[Plan] = field(default_factory=list)
     outputs: dict[int, dict[int, int]] = field(default_factory=dict)
+    ended: dict[int, Ended] = field(default_factory=dict)
+    number: int = 0
+    answer: Holdings | None = None
 
     def __post_init__(self) -> None:
         self.runner = FakeRunner(self.num_pages, self.page_size, 4000, VOCABULARY, predict)
@@ -106,7 +110,12 @@ class EngineWorker:
         return self.engine.num_prefilling + self.engine.num_decoding + self.engine.num_stalled
 
     def hello(self) -> Hello:
+        if self.announced != self.engine.epoch:
+            self.number = 0
         self.announced = self.engine.epoch
+        return self._introduction()
+
+    def _introduction(self) -> Hello:
         return Hello(
             worker=self.name,
             epoch=self.engine.epoch,
@@ -132,10 +141,16 @@ class EngineWorker:
         report = self.engine.take_report()
         if self.engine.epoch != self.announced:
             return self.hello()
+        self.number += 1
         if report is None:
-            return Progress(worker=self.name, epoch=self.engine.epoch, applied=self.applied, at=0.0)
+            return Progress(worker=self.name, epoch=self.engine.epoch, applied=self.applied, at=0.0, number=self.number)
         self.applied = report.applied
-        progress = report.progress(self.name, 0.0)
+        progress = report.progress(self.name, 0.0, self.number)
+        if report.holdings is not None:
+            self.answer = Holdings(
+                hello=self._introduction(), applied=self.applied, number=self.number, sequences=report.holdings
+            )
+        self.ended |= {ended.sequence_id: ended for ended in progress.ended}
         rows = zip(
             unpack_i64(progress.sequence_ids), unpack_i32(progress.indices), unpack_i32(progress.token_ids), strict=True
         )
@@ -160,10 +175,17 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
         for name in ["w0", "w1"][: data.draw(st.integers(1, 2))]
     }
     tuning = Tuning(headroom=data.draw(st.sampled_from([1, 4, 9])), low_water=data.draw(st.sampled_from([1, 3])))
-    world = ConstrainedWorld(Scheduler(lambda: make_policy("lpm", 10.0), tuning), workers)  # type: ignore[arg-type]
+    terms = itertools.count(1)
+
+    def a_scheduler() -> Scheduler:
+        return Scheduler(lambda: make_policy("lpm", 10.0), tuning, term=next(terms))
+
+    world = ConstrainedWorld(a_scheduler(), workers)  # type: ignore[arg-type]
     for worker in workers.values():
         world.apply(worker.hello())
-    actions = st.sampled_from(["arrive", "arrive", "step", "step", "step", "part", "abort", "restart"])
+    actions = st.sampled_from(
+        ["arrive"] * 2 + ["step"] * 4 + ["part", "abort", "restart", "takeover", "twice", "lose", "settle"]
+    )
     for action in data.draw(st.lists(actions, min_size=5, max_size=40)):
         worker = workers[data.draw(st.sampled_from(sorted(workers)))]
         match action:
@@ -184,6 +206,18 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
                 world.apply(Abort(sequence_ids=[victim]))
             case "restart" if data.draw(st.integers(0, 3)) == 0:
                 world.late.append(worker.restart())
+            case "takeover" if data.draw(st.integers(0, 2)) == 0:
+                world.restart_scheduler(a_scheduler())
+            case "twice":
+                world.catch_up()
+                report = worker.step()
+                world.apply(report)
+                world.apply(report)
+            case "lose" if data.draw(st.integers(0, 2)) == 0:
+                world.catch_up()
+                worker.step()
+            case "settle":
+                world.apply(after=2.0)
     world.catch_up()
     world.run_out()
     world.check_end()

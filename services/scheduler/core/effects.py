@@ -2,17 +2,36 @@
 
 from dataclasses import dataclass
 
-from shared.messages import Generate, Output, Plan
+from shared.messages import Ended, Generate, Output, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request was read. entry_id: what to acknowledge once it has ended."""
+    """A request was read. entry_id: what to acknowledge once it has ended. is_replayed: another scheduler may have had
+    it before us."""
 
     message: Generate
     entry_id: str
     traceparent: str | None = None
     deadline: float | None = None
+    is_replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the shards say, in answer to `ReadShards` of the same worker and epoch. outputs: each sequence's output
+    tokens from the first on, int32 bytes; opened: those that somebody still waits for."""
+
+    worker: str
+    epoch: int
+    outputs: dict[int, bytes]
+    ended: dict[int, Ended]
+    opened: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Deaf:
+    """Nothing could be heard since the last events: nobody's silence means anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,25 @@ class Acknowledge:
     """The request of this `schedule` entry has ended."""
 
     entry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """As Acknowledge, and the request is kept among the dead letters, because it kills workers."""
+
+    entry_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShards:
+    """Find out what was told of these sequences, by shard. is_fenced: first let nothing more of the worker's epoch
+    count; otherwise it may still write."""
+
+    worker: str
+    epoch: int
+    sequences: dict[int, list[int]]
+    is_fenced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +95,4 @@ class ForgetWorker:
     worker: str
 
 
-Command = SendPlan | SendOutput | Acknowledge | Waited | ForgetWorker
+Command = SendPlan | SendOutput | Acknowledge | Quarantine | ReadShards | Waited | ForgetWorker

@@ -1,6 +1,6 @@
 """Which of a worker's pages are free."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 class PagePool:
@@ -26,6 +26,10 @@ class PagePool:
 
     def free(self, pages: Iterable[int]) -> None:
         self._free.extend(pages)
+
+    def keep_only_free(self, held: Container[int]) -> None:
+        """Begins with all but the pages `held`."""
+        self._free = [page for page in range(self.num_pages - 1, -1, -1) if page not in held]
 
     def free_pages(self) -> list[int]:
         """A copy of the free list, for checks."""

@@ -15,25 +15,28 @@ from services.scheduler.core.effects import (
     Acknowledge,
     Arrived,
     Command,
+    Deaf,
     ForgetWorker,
+    Quarantine,
+    Recovered,
     SendOutput,
     SendPlan,
     Waited,
 )
-from services.scheduler.core.sequence import Phase, Request, Sequence, sequences_of
+from services.scheduler.core.recovery import ASK_AGAIN_S, Recovery, Relearning
+from services.scheduler.core.sequence import SUSPECT_CRASHES, Phase, Request, Sequence, sequences_of
 from services.scheduler.core.waiting_queue import FirstComeFirstServed, LongestPrefixMatch, Policy
 from services.scheduler.core.worker_state import Tuning, WorkerState
 from shared.errors import ErrorBody
-from shared.messages import Abort, Ended, FinishReason, Goodbye, Hello, Output, Plan, Progress
+from shared.messages import Abort, Died, Ended, FinishReason, Goodbye, Hello, Holdings, Output, Plan, Progress
 from shared.packing import unpack_i32, unpack_i64
 
 log = logging.getLogger(__name__)
 
 SILENT_S = 2.5  # a worker that has not been heard of for so long gets nothing new while another can take it
-RESYNC = 2**31 - 1  # a plan number that no worker expects: it answers with a new epoch
-MAX_CRASHES = 3
+TELL = 0  # the number of a plan that asks the worker what it holds
 
-Event = Arrived | Abort | Hello | Progress | Goodbye
+Event = Arrived | Abort | Hello | Progress | Holdings | Goodbye | Died | Recovered | Deaf
 
 
 def make_policy(name: str, aging: float) -> Policy:
@@ -59,9 +62,10 @@ class Scheduler:
         *,
         worker_lapse_s: float = 6.0,
         no_worker_patience_s: float = 60.0,
+        term: int = 0,
     ) -> None:
-        """worker_lapse_s: a worker silent for so long is lost. no_worker_patience_s: how long requests wait for a
-        first worker before they end with 503."""
+        """term: greater than that of any scheduler before. worker_lapse_s: a worker silent for so long is lost.
+        no_worker_patience_s: how long requests wait for a first worker before they end with 503."""
         self.workers: dict[str, WorkerState] = {}
         self.sequences: dict[int, Sequence] = {}
         self.num_ended = 0
@@ -74,7 +78,8 @@ class Scheduler:
         self._homeless: dict[int, Sequence] = {}  # waiting for any worker
         self._gone: OrderedDict[int, float] = OrderedDict()  # ended, or aborted before they came
         self._deadlines: list[tuple[float, int]] = []
-        self._resynced: dict[str, int] = {}
+        self._recovery = Recovery()
+        self.term = term
         self._arrivals = 0
         self._commands: list[Command] = []
         self._ended: dict[int, list[Ended]] = {}
@@ -92,8 +97,15 @@ class Scheduler:
                     self._progress(event, now)
                 case Hello():
                     self._hello(event, now)
-                case Goodbye():
-                    self._goodbye(event, now)
+                case Recovered():
+                    self._recovered(event, now)
+                case Holdings():
+                    self._holdings(event, now)
+                case Goodbye() | Died():
+                    self._gone_worker(event, now)
+                case Deaf():
+                    for worker in self.workers.values():
+                        worker.last_seen = now
         self._expire(now)
         self._decide(now)
         for worker in self.workers.values():
@@ -122,7 +134,10 @@ class Scheduler:
                 continue
             if event.deadline is not None:
                 heapq.heappush(self._deadlines, (event.deadline, sequence.sequence_id))
-            self._place(sequence, now)
+            if event.is_replayed:
+                self._recovery.put(sequence, now)
+            else:
+                self._place(sequence, now)
 
     def _adopt_duplicate(self, event: Arrived) -> None:
         """A request that came twice, because its tokenizer died between sending and acknowledging: one entry is
@@ -186,6 +201,7 @@ class Scheduler:
         phase, sequence.phase = sequence.phase, Phase.ENDED
         if worker is None:
             self._homeless.pop(sequence.sequence_id, None)
+            self._recovery.forget(sequence)
         elif phase is Phase.WAITING:
             if sequence in worker.waiting:
                 worker.dequeue(sequence)
@@ -204,7 +220,8 @@ class Scheduler:
         self.num_ended += 1
         sequence.request.num_open -= 1
         if sequence.request.num_open == 0:
-            self._commands.append(Acknowledge(sequence.request.entry_id))
+            entry_id, poison = sequence.request.entry_id, sequence.request.poison
+            self._commands.append(Quarantine(entry_id, poison) if poison else Acknowledge(entry_id))
 
     def _remember(self, sequence_id: int, now: float) -> None:
         self._gone[sequence_id] = now
@@ -221,53 +238,166 @@ class Scheduler:
         known = self.workers.get(hello.worker)
         if known is not None and known.epoch >= hello.epoch:
             return
-        lost = self._lose(known, is_crash=True) if known is not None else []
-        self.workers[hello.worker] = WorkerState(hello, self._policy(), self._tuning, now)
-        log.info("worker %s: epoch %d, %d pages", hello.worker, hello.epoch, hello.num_pages)
-        self._again(lost, now)
+        self._recovery.relearning.pop(hello.worker, None)
+        waiting = self._lose(known, is_crash=True) if known is not None else []
+        self._join(WorkerState(hello, self._policy(), self._tuning, now, term=self.term), now)
+        self._again(waiting, now)
+
+    def _join(self, worker: WorkerState, now: float) -> None:
+        """From now on the worker has its share of the work."""
+        log.info("worker %s: epoch %d, %d pages", worker.name, worker.epoch, worker.pool.num_pages)
+        self.workers[worker.name] = worker
         homeless, self._homeless = self._homeless, {}
         for sequence in homeless.values():
             self._place(sequence, now)
 
-    def _goodbye(self, goodbye: Goodbye, now: float) -> None:
-        worker = self.workers.get(goodbye.worker)
-        if worker is not None and worker.epoch == goodbye.epoch:
-            lost = self._lose(worker, is_crash=False)
+    def _gone_worker(self, event: Goodbye | Died, now: float) -> None:
+        self._recovery.relearning.pop(event.worker, None)
+        worker = self.workers.get(event.worker)
+        if worker is not None and (isinstance(event, Died) or worker.epoch == event.epoch):
+            waiting = self._lose(worker, is_crash=isinstance(event, Died))
             self._commands.append(ForgetWorker(worker.name))
-            self._again(lost, now)
+            self._again(waiting, now)
 
     def _lose(self, worker: WorkerState, *, is_crash: bool) -> list[Sequence]:
-        """Forgets a worker and all it held; returns its sequences as they were before admission."""
+        """Forgets a worker and all it held. What its sequences have told is read first, before they go on elsewhere;
+        returns those that only waited there."""
+        ran, waiting = self._take_apart(worker)
+        for sequence in ran:
+            sequence.attempt += 1
+            sequence.crashes += is_crash
+            sequence.is_poison = is_crash and len(ran) == 1 and sequence.crashes >= SUSPECT_CRASHES
+        if ran:
+            self._commands.append(self._recovery.read(worker.name, worker.epoch, ran, is_fenced=True))
+        return waiting
+
+    def _take_apart(self, worker: WorkerState) -> tuple[list[Sequence], list[Sequence]]:
+        """Takes a worker out of the books; its sequences that ran and those that waited, as before admission."""
         del self.workers[worker.name]
-        lost = []
-        for sequence in [*worker.running.values(), *worker.retracting.values(), *worker.waiting]:
-            if sequence.phase in (Phase.RUNNING, Phase.RETRACTING):
-                sequence.attempt += 1
-                sequence.crashes += is_crash
-            if sequence.phase is not Phase.LINGERING:
-                sequence.reset()
-                lost.append(sequence)
-        return lost
+        ran = [s for s in [*worker.running.values(), *worker.retracting.values()] if s.phase is not Phase.LINGERING]
+        waiting = list(worker.waiting)
+        for sequence in [*ran, *waiting]:
+            sequence.reset()
+        return ran, waiting
 
     def _again(self, lost: Many[Sequence], now: float) -> None:
         """Finds another place for sequences whose worker is gone."""
         for sequence in lost:
             if sequence.num_output >= sequence.request.max_tokens:
                 self._end(sequence, FinishReason.LENGTH, now)
-            elif sequence.crashes >= MAX_CRASHES:
-                message = f"request {sequence.request.request_id} was lost with its worker {MAX_CRASHES} times"
-                self._fail(sequence, 500, message, "server_error", "worker_lost", now)
+            elif sequence.is_poison:
+                self._condemn(sequence, now)
             else:
                 self._place(sequence, now)
+
+    def _condemn(self, sequence: Sequence, now: float) -> None:
+        """Ends a request that nobody else can have killed the worker with."""
+        request = sequence.request
+        message = f"request {request.request_id} was running alone when its worker died, the {sequence.crashes}. time"
+        log.error("%s: it is not tried again", message)
+        request.poison = message
+        self._fail(sequence, 500, message, "server_error", "worker_lost", now)
+
+    # ------------------------------------------------------------------------------------- recovery
+
+    def _relearn(self, worker: WorkerState, now: float) -> None:
+        """A report of the worker was lost: it is to say what it holds, and goes on meanwhile."""
+        log.error("worker %s: a report after number %d was lost", worker.name, worker.heard)
+        ran, waiting = self._take_apart(worker)
+        for sequence in ran:
+            self._recovery.put(sequence, now)
+        self._again(waiting, now)
+
+    def _stranger(self, progress: Progress, now: float) -> None:
+        """A worker that we know nothing of, or not in this epoch: we are new, or something was lost. It is asked what
+        it holds; what it says after the answer is kept until its sequences are known."""
+        known = self._recovery.relearning.get(progress.worker)
+        if known is not None and progress.epoch < known.epoch:
+            return
+        if known is not None and known.epoch == progress.epoch:
+            if known.holdings is not None:
+                known.reports.append(progress)
+                return
+            if now - known.asked_at < ASK_AGAIN_S:
+                return
+        self._recovery.relearning[progress.worker] = Relearning(progress.epoch, now)
+        question = Plan(epoch=progress.epoch, number=TELL, commands=[], term=self.term)
+        self._commands.append(SendPlan(progress.worker, question))
+
+    def _holdings(self, holdings: Holdings, now: float) -> None:
+        relearning = self._recovery.relearning.get(holdings.hello.worker)
+        if relearning is not None and relearning.epoch == holdings.hello.epoch and relearning.holdings is None:
+            relearning.holdings = holdings
+            self._commands.append(self._recovery.claim(holdings))
+
+    def _recovered(self, recovered: Recovered, now: float) -> None:
+        """Sequences go on with what they have told, where they are or elsewhere."""
+        going_on = []
+        for sequence in self._recovery.answered(recovered.worker, recovered.epoch):
+            sequence.learn(recovered.outputs.get(sequence.sequence_id, b""))
+            if sequence.sequence_id in recovered.ended or sequence.sequence_id not in recovered.opened:
+                sequence.phase = Phase.ENDED  # its client has been told, or is not there any more
+                self._forget(sequence, now)
+            else:
+                going_on.append(sequence)
+        relearning = self._recovery.relearning.get(recovered.worker)
+        if relearning is not None and relearning.epoch == recovered.epoch and relearning.holdings is not None:
+            del self._recovery.relearning[recovered.worker]
+            going_on = self._adopt(relearning, relearning.holdings, going_on, now)
+        self._again(going_on, now)
+
+    def _adopt(
+        self, relearning: Relearning, holdings: Holdings, sequences: Many[Sequence], now: float
+    ) -> list[Sequence]:
+        """Takes a worker into the books as it is; returns the sequences that it cannot go on with."""
+        known = self.workers.get(holdings.hello.worker)
+        waiting = self._lose(known, is_crash=True) if known is not None else []
+        worker = WorkerState(
+            holdings.hello,
+            self._policy(),
+            self._tuning,
+            now,
+            term=self.term,
+            applied=holdings.applied,
+            heard=holdings.number,
+        )
+        wanted = {sequence.sequence_id: sequence for sequence in sequences}
+        able, refused = [], dict(wanted)
+        for held in holdings.sequences:
+            sequence = wanted.get(held.sequence_id)
+            if sequence is None or not held.page_table or sequence.num_output < held.num_outputs:
+                continue
+            del refused[held.sequence_id]
+            sequence.take_back(held.num_outputs)
+            sequence.attempt, sequence.cached_prompt = held.attempt, held.cached_prompt
+            able.append((sequence, list(unpack_i32(held.page_table))))
+        refused |= {sequence.sequence_id: sequence for sequence in worker.adopt(able, now)}
+        worker.disown_all([h.sequence_id for h in holdings.sequences if h.sequence_id not in worker.running])
+        for sequence in refused.values():
+            sequence.attempt += 1
+        log.info("worker %s: goes on with %d of its sequences", worker.name, len(worker.running))
+        self._join(worker, now)
+        for report in relearning.reports:
+            self._progress(report, now)
+        return [*waiting, *refused.values()]
+
+    # -------------------------------------------------------------------------------------- reports
 
     def _progress(self, progress: Progress, now: float) -> None:
         worker = self.workers.get(progress.worker)
         if worker is None or progress.epoch > worker.epoch:
-            self._resync(progress)
+            self._stranger(progress, now)
             return
         if progress.epoch < worker.epoch:
             return
         worker.last_seen = now
+        if progress.number <= worker.heard:
+            return  # came twice: a connection broke while it was written
+        if progress.number > worker.heard + 1:
+            self._relearn(worker, now)
+            self._stranger(progress, now)
+            return
+        worker.heard = progress.number
         for sequence_id, computed in zip(unpack_i64(progress.computed_ids), unpack_i32(progress.computed), strict=True):
             sequence = worker.running.get(sequence_id)
             if sequence is not None:
@@ -312,22 +442,17 @@ class Scheduler:
             sequence.phase = Phase.ENDED
             self._forget(sequence, now)
 
-    def _resync(self, progress: Progress) -> None:
-        """A worker we know nothing of, or not in this epoch (we are new, or its Hello was lost): it is to start
-        over. Asked once an epoch."""
-        if self._resynced.get(progress.worker) != progress.epoch:
-            self._resynced[progress.worker] = progress.epoch
-            self._commands.append(SendPlan(progress.worker, Plan(epoch=progress.epoch, number=RESYNC, commands=[])))
-
     # ---------------------------------------------------------------------------------------- time
 
     def _expire(self, now: float) -> None:
         for worker in list(self.workers.values()):
             if now - worker.last_seen > self._worker_lapse_s:
                 log.warning("worker %s: silent for %.0f s, given up", worker.name, now - worker.last_seen)
-                lost = self._lose(worker, is_crash=True)
+                waiting = self._lose(worker, is_crash=True)
                 self._commands.append(ForgetWorker(worker.name))
-                self._again(lost, now)
+                self._again(waiting, now)
+        if (overdue := self._recovery.sweep(now)) is not None:
+            self._commands.append(overdue)
         while self._deadlines and self._deadlines[0][0] <= now:
             _, sequence_id = heapq.heappop(self._deadlines)
             sequence = self.sequences.get(sequence_id)
@@ -350,7 +475,7 @@ class Scheduler:
         worker.rematch()
         while worker.has_room and not worker.hungry:
             sequence = worker.waiting.first()
-            if sequence is None or not worker.admit(sequence, now):
+            if sequence is None or not worker.is_free_for(sequence) or not worker.admit(sequence, now):
                 return
             if sequence.attempt == 0:
                 self.num_prompt_tokens += sequence.num_prompt
@@ -398,7 +523,7 @@ class Scheduler:
         for worker in self.workers.values():
             worker.check_integrity()
         for sequence in self.sequences.values():
-            places = [sequence.sequence_id in self._homeless]
+            places = [sequence.sequence_id in self._homeless, sequence in self._recovery]
             for worker in self.workers.values():
                 places.append(sequence in worker.waiting)
                 places.append(worker.running.get(sequence.sequence_id) is sequence)

@@ -8,22 +8,27 @@ import msgspec
 from services.scheduler.core.radix_index import TOKEN, Node
 from shared.messages import Generate, Sampling, choice_seed
 
+SUSPECT_CRASHES = 2
+
 
 class Phase(enum.Enum):
     """WAITING for a place; RUNNING on a worker; RETRACTING: told to stop, its last tokens may be on their way;
-    LINGERING: ended for its client, but still computing pages that others were promised; ENDED."""
+    LINGERING: ended for its client, but still computing pages that others were promised; LOST: its worker is gone, or
+    not known yet, and what it has said is being found out; ENDED."""
 
     WAITING = enum.auto()
     RUNNING = enum.auto()
     RETRACTING = enum.auto()
     LINGERING = enum.auto()
+    LOST = enum.auto()
     ENDED = enum.auto()
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """What a request's sequences share. entry_id: its entry in `schedule`, acknowledged when the last one ends.
-    grammar: key of the compiled grammar that each answer must match; empty for free text."""
+    grammar: key of the compiled grammar that each answer must match; empty for free text. poison: why it is not to be
+    tried again, if it is not."""
 
     request_id: str
     entry_id: str
@@ -38,6 +43,7 @@ class Request:
     traceparent: str | None
     num_open: int
     grammar: str = ""
+    poison: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +52,8 @@ class Sequence:
     are the tree's (down to `node`, on which it holds a lock), the rest its own. computed: tokens whose keys and
     values are known to be there. number: order of arrival. num_matched: cached tokens where it waits or was
     admitted; matched_pages: whole pages of it. cached_prompt: the same at its first admission, which is what its
-    client is told. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute."""
+    client is told. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute.
+    crashes: workers that died while it ran; is_poison: and it was the only one there when the last of several did."""
 
     sequence_id: int
     choice: int
@@ -59,6 +66,7 @@ class Sequence:
     worker: str | None = None
     attempt: int = 0
     crashes: int = 0
+    is_poison: bool = False
     cached_prompt: int = 0
     waiting_since: float = 0.0
 
@@ -78,6 +86,11 @@ class Sequence:
     prefill_left: int = 0
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether it is to run alone, because more than one worker has died while it ran."""
+        return self.crashes >= SUSPECT_CRASHES
+
+    @property
     def num_tokens(self) -> int:
         return len(self.tokens) // TOKEN
 
@@ -95,8 +108,18 @@ class Sequence:
         self.phase, self.worker = Phase.WAITING, None
         self.parked_at, self.parked_key, self.num_matched = None, b"", 0
         self.node = self.copy_node = None
+        self.matched_pages = 0
         self.pages, self.tree_pages, self.is_shadowed = [], 0, False
         self.computed = self.admitted_tokens = self.prefill_left = 0
+
+    def learn(self, output: bytes) -> None:
+        """Takes what is known of its output, if that is more than it has. output: int32 bytes from the first token."""
+        if len(output) > self.num_output * TOKEN:
+            self.tokens[self.num_prompt * TOKEN :] = output
+
+    def take_back(self, num_output: int) -> None:
+        """Forgets what it has of its output beyond so many tokens: that will be told again."""
+        del self.tokens[(self.num_prompt + num_output) * TOKEN :]
 
     def slice(self, start: int, end: int) -> bytes:
         """Tokens start .. end - 1."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import cast
 
 from services.scheduler.core.page_pool import PagePool
@@ -33,7 +34,18 @@ class WorkerState:
 
     Every page is in exactly one place: free in `pool`, in a node of `index`, or private to a running sequence."""
 
-    def __init__(self, hello: Hello, policy: Policy, tuning: Tuning, now: float) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        policy: Policy,
+        tuning: Tuning,
+        now: float,
+        *,
+        term: int = 0,
+        applied: int = 0,
+        heard: int = 0,
+    ) -> None:
+        """term: of this scheduler; applied: plans that the worker has applied, heard: reports that it has sent."""
         self.name = hello.worker
         self.epoch = hello.epoch
         self.page_size = hello.page_size
@@ -41,6 +53,7 @@ class WorkerState:
         self.max_tokens = min(hello.max_model_len, hello.num_pages * hello.page_size)
         self.prefill_budget = hello.prefill_budget
         self.last_seen = now
+        self.heard = heard
         self.pool = PagePool(hello.num_pages)
         self.index = RadixIndex(hello.page_size, self._note_rematch)
         self.waiting = WaitingQueue(policy)
@@ -53,7 +66,8 @@ class WorkerState:
         self._reserve = tuning.reserve
         self._rematch: list[Sequence] = []
         self._commands: list[Admit | Grant | Drop | Retract] = []
-        self._plans = 0
+        self._plans = applied
+        self._term = term
 
     # -------------------------------------------------------------------------------------- waiting
 
@@ -102,6 +116,12 @@ class WorkerState:
         """Whether another sequence could start soon, pages permitting."""
         return (
             len(self.running) < self.max_running and self.pending_prefill < self._tuning.lookahead * self.prefill_budget
+        )
+
+    def is_free_for(self, sequence: Sequence) -> bool:
+        """Whether the sequence may run beside those that do: a suspect runs alone."""
+        return not self.running or not (
+            sequence.is_suspect or any(running.is_suspect for running in self.running.values())
         )
 
     def admit(self, sequence: Sequence, now: float) -> bool:
@@ -163,6 +183,43 @@ class WorkerState:
                 grammar=sequence.request.grammar,
             )
         )
+
+    def adopt(self, sequences: Iterable[tuple[Sequence, list[int]]], now: float) -> list[Sequence]:
+        """Takes over sequences that run here already, each with the pages that it has; all but its newest token is
+        computed. All other pages are free. Returns those that cannot be taken over."""
+        held: set[int] = set()
+        refused = [sequence for sequence, pages in sequences if not self._adopt(sequence, pages, held, now)]
+        self.pool.keep_only_free(held)
+        for sequence in self.running.values():
+            self.ensure_room(sequence)
+        return refused
+
+    def _adopt(self, sequence: Sequence, pages: list[int], held: set[int], now: float) -> bool:
+        sequence.computed = sequence.num_tokens - 1
+        sequence.admitted_tokens = sequence.num_tokens
+        whole = sequence.computed // self.page_size
+        match = self.index.match(bytes(sequence.tokens), whole * self.page_size, sequence.request.cache_salt)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(match.pages, pages, strict=False)))
+        if not held.isdisjoint(pages[shared:]):
+            return False  # shares pages with another in a way that the tree cannot say
+        held.update(pages)
+        if shared < len(match.pages):  # another has pages of its own with the same content
+            match = self.index.match(bytes(sequence.tokens), shared * self.page_size, sequence.request.cache_salt)
+            sequence.is_shadowed = True
+        self.index.lock(match.node)
+        sequence.phase, sequence.worker = Phase.RUNNING, self.name
+        sequence.node, sequence.pages = match.node, pages
+        sequence.tree_pages = sequence.matched_pages = shared
+        sequence.num_matched = shared * self.page_size
+        self.running[sequence.sequence_id] = sequence
+        self._share(sequence, whole, None, now)
+        self.index.touch(sequence.node, now)
+        return True
+
+    def disown_all(self, sequence_ids: list[int]) -> None:
+        """The worker is to forget these sequences, which are in none of our books."""
+        if sequence_ids:
+            self._commands.append(Drop(sequence_ids=sequence_ids))
 
     def _share(self, sequence: Sequence, whole: int, owner: Sequence | None, now: float) -> None:
         """Puts the sequence's pages up to the `whole`-th into the tree, unless another's stand there."""
@@ -344,7 +401,17 @@ class WorkerState:
             return None
         self._plans += 1
         commands, self._commands = self._commands, []
-        return Plan(epoch=self.epoch, number=self._plans, commands=commands)
+        return Plan(epoch=self.epoch, number=self._plans, commands=commands, term=self._term)
+
+    @property
+    def num_private(self) -> int:
+        """Pages of running sequences that are not in the tree."""
+        return sum(len(sequence.pages) - sequence.tree_pages for sequence in self.running.values())
+
+    @property
+    def imbalance(self) -> int:
+        """Pages that are in no place, or minus those in two: 0, or the ledger is wrong."""
+        return self.pool.num_pages - self.pool.num_free - self.index.num_pages - self.num_private
 
     def check_integrity(self) -> None:
         """Asserts that every page is in exactly one place; slow, for tests."""

@@ -98,7 +98,7 @@ class Rig:
             progress = report.progress("w", 1.0)
             self.stalled = list(unpack_i64(progress.stalled))
             self.computed |= dict(zip(unpack_i64(progress.computed_ids), unpack_i32(progress.computed), strict=True))
-            for _, output in report.outputs():
+            for _, output in report.outputs("w"):
                 self._take(output)
         return is_busy
 

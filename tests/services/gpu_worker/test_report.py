@@ -15,7 +15,7 @@ def test_places_of_forced_tokens_move_with_their_tokens() -> None:
     second.add_forced(0, 7, 3, array("i", [73]))
     second.add_forced(1, 9, 5, array("i", [91]))
     first.extend(second)
-    outputs = dict(first.outputs())
+    outputs = dict(first.outputs("w"))
     forced = {
         shard: [(unpack_i64(one.sequence_ids)[at], unpack_i32(one.indices)[at]) for at in unpack_i32(one.forced)]
         for shard, one in outputs.items()

@@ -6,9 +6,10 @@ given to two sequences wrongly shows up as a wrong digest at the next read.
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Hello, Plan, Progress, Retract
+from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Held, Hello, Holdings, Plan, Progress, Retract
 from shared.packing import pack_i32, pack_i64, unpack_i32
 
 VOCABULARY = 5
@@ -58,10 +59,15 @@ class FakeWorker:
     budget: int = 8
     epoch: int = 1
     applied: int = 0
+    number: int = 0
+    term: int = 0
+    is_asked: bool = False
+    answer: Holdings | None = None
     inbox: list[Plan] = field(default_factory=list)
     running: dict[int, Running] = field(default_factory=dict)
     kv: dict[tuple[int, int], bytes] = field(default_factory=dict)
     outputs: dict[int, dict[int, int]] = field(default_factory=dict)
+    ended: dict[int, Ended] = field(default_factory=dict)
     num_computed: int = 0
     num_retracted: int = 0
 
@@ -79,7 +85,8 @@ class FakeWorker:
 
     def restart(self) -> Hello:
         self.epoch += 1
-        self.applied = 0
+        self.applied = self.number = 0
+        self.is_asked, self.answer = False, None
         self.running.clear()
         self.kv.clear()
         return self.hello()
@@ -88,13 +95,41 @@ class FakeWorker:
         """Applies some of the plans that wait, computes one step, reports it."""
         retracted: list[int] = []
         for plan in self.inbox[:plans]:
-            if plan.epoch == self.epoch:
+            if plan.term < self.term:
+                continue
+            self.term = plan.term
+            if plan.epoch == self.epoch and plan.number == 0:
+                self.is_asked = True
+            elif plan.epoch == self.epoch:
                 assert plan.number == self.applied + 1
                 self.applied = plan.number
                 for command in plan.commands:
                     self._apply(command, retracted)
         del self.inbox[:plans]
-        return self._compute(retracted)
+        progress = self._compute(retracted)
+        if self.is_asked:
+            self.is_asked = False
+            self.answer = Holdings(
+                hello=self.hello(), applied=self.applied, number=self.number, sequences=list(self._held())
+            )
+        return progress
+
+    def next_number(self) -> int:
+        self.number += 1
+        return self.number
+
+    def _held(self) -> Iterator[Held]:
+        for sequence_id, running in self.running.items():
+            if len(running.tokens) * 4 == len(running.admit.token_ids):  # in prefill
+                yield Held(sequence_id=sequence_id)
+            else:
+                yield Held(
+                    sequence_id=sequence_id,
+                    num_outputs=len(running.tokens) - running.admit.num_prompt,
+                    page_table=pack_i32(running.pages),
+                    attempt=running.admit.attempt,
+                    cached_prompt=running.admit.cached_prompt or 0,
+                )
 
     def _apply(self, command: object, retracted: list[int]) -> None:
         match command:
@@ -165,9 +200,11 @@ class FakeWorker:
             if is_stop or index + 1 == running.admit.max_tokens:
                 reason = FinishReason.STOP if is_stop else FinishReason.LENGTH
                 ended.append(Ended(sequence_id=sequence_id, reason=reason, num_tokens=index + 1))
+                self.ended[sequence_id] = ended[-1]
                 del self.running[sequence_id]
         return Progress(
             worker=self.name,
+            number=self.next_number(),
             epoch=self.epoch,
             applied=self.applied,
             at=time.time(),

@@ -2,11 +2,32 @@
 
 import pytest
 
-from services.scheduler.core.effects import Acknowledge, Arrived, ForgetWorker, SendPlan, Waited
-from services.scheduler.core.scheduler import MAX_CRASHES, RESYNC, Scheduler, make_policy
-from services.scheduler.core.sequence import Phase
+from services.scheduler.core.effects import (
+    Acknowledge,
+    Arrived,
+    Deaf,
+    ForgetWorker,
+    Quarantine,
+    ReadShards,
+    SendPlan,
+    Waited,
+)
+from services.scheduler.core.scheduler import TELL, Scheduler, make_policy
+from services.scheduler.core.sequence import SUSPECT_CRASHES, Phase
 from services.scheduler.core.worker_state import Tuning
-from shared.messages import Abort, Admit, Drop, Ended, FinishReason, Generate, Goodbye, Progress, Retract, Sampling
+from shared.messages import (
+    Abort,
+    Admit,
+    Died,
+    Drop,
+    Ended,
+    FinishReason,
+    Generate,
+    Goodbye,
+    Progress,
+    Retract,
+    Sampling,
+)
 from shared.packing import pack_i32
 from tests.services.scheduler.fake_worker import FakeWorker
 from tests.services.scheduler.world import World
@@ -211,8 +232,9 @@ def test_a_sequence_that_the_worker_can_not_run_leaves_nothing_and_those_that_re
     worker.running.pop(first)
     failure = Ended(sequence_id=first, reason=FinishReason.ERROR, num_tokens=0)
     world.failed.add(first)
+    number = worker.next_number()
     world.apply(
-        Progress(worker="w", epoch=worker.epoch, applied=worker.applied, at=0.0, ended=[failure]),
+        Progress(worker="w", epoch=worker.epoch, applied=worker.applied, at=0.0, ended=[failure], number=number),
     )
     assert commands(worker, Retract) == [Retract(sequence_ids=[second])]
     assert world.scheduler.workers["w"].pool.num_free == 100
@@ -295,21 +317,175 @@ def test_a_request_that_loses_its_worker_again_and_again_ends_with_500() -> None
     worker = FakeWorker()
     world = a_world(worker)
     world.arrive([1, 2, 3], 10)
-    for _ in range(MAX_CRASHES):
+    for _ in range(SUSPECT_CRASHES):
         assert not world.told
         step(world)
-        world.apply(worker.restart())
-    assert [ended.error.status for ended in world.told if ended.error] == [500]
+        out = world.apply(worker.restart())
+    (error,) = [ended.error for ended in world.told if ended.error]
+    assert error.status == 500
+    assert error.message.startswith("request 1 was running alone when its worker died")
+    assert [command.entry_id for command in out if isinstance(command, Quarantine)] == ["1-0"]
 
 
-def test_an_unknown_worker_is_told_to_start_over_once() -> None:
+def test_requests_beside_one_that_kills_workers_are_answered() -> None:
+    """Whoever ran when two workers died runs alone from then on, and so only the guilty one is left with a worker
+    that dies."""
+    worker = FakeWorker(num_pages=64)
+    world = a_world(worker)
+    (innocent,) = world.arrive([1, 2, 3], 10)
+    (poison,) = world.arrive([3, 2, 1], 10)
+    (other,) = world.arrive([2, 2, 2], 10)
+    deaths = 0
+    while poison in world.scheduler.sequences:
+        step(world)
+        if len(worker.outputs.get(poison, {})) >= 3 and poison in worker.running:
+            deaths += 1
+            world.apply(worker.restart())
+        if deaths >= SUSPECT_CRASHES:
+            assert len(worker.running) <= 1
+    assert deaths == SUSPECT_CRASHES + 1
+    world.run_out()
+    assert world.failed == {poison}
+    for sequence in (innocent, other):
+        assert sorted(worker.outputs[sequence]) == list(range(10))
+
+
+def test_a_worker_whose_process_is_said_to_have_died_is_given_up_at_once() -> None:
+    dies, lives = FakeWorker(name="dies"), FakeWorker(name="lives")
+    world = a_world(dies)
+    (sequence,) = world.arrive([1, 2, 3], 10)
+    step(world, 3)
+    world.workers["lives"] = lives
+    world.apply(lives.hello())
+    out = world.apply(Died(worker="dies"))
+    assert ForgetWorker("dies") in out
+    assert sequence in world.scheduler.workers["lives"].running
+    assert world.apply(Died(worker="dies")) == []
+    del dies.inbox[:]
+    world.run_out()
+    world.check_end()
+
+
+def test_output_that_a_dead_worker_did_not_report_is_not_computed_again() -> None:
+    dies, lives = FakeWorker(name="dies"), FakeWorker(name="lives")
+    world = a_world(dies)
+    (sequence,) = world.arrive([1, 2, 3], 10)
+    step(world, 2)
+    dies.step()  # its tokens reach the shard, its report nobody
+    world.workers["lives"] = lives
+    world.apply(lives.hello())
+    out = world.apply(Died(worker="dies"))
+    (question,) = [command for command in out if isinstance(command, ReadShards)]
+    assert question == ReadShards("dies", 1, {0: [sequence]}, is_fenced=True)
+    assert world.scheduler.sequences[sequence].num_output == 3
+    world.run_out()
+    assert min(lives.outputs[sequence]) == 3
+    world.check_end()
+
+
+def test_an_unknown_worker_is_asked_once_what_it_holds() -> None:
     worker = FakeWorker(epoch=7)
     world = a_world()
     world.workers["w"] = worker
     report = worker.step()
     out = [command for _ in range(3) for command in world.apply(report)]
     (plan,) = [command.plan for command in out if isinstance(command, SendPlan)]
-    assert (plan.epoch, plan.number) == (7, RESYNC)
+    assert (plan.epoch, plan.number) == (7, TELL)
+
+
+def a_new_scheduler() -> Scheduler:
+    return Scheduler(lambda: make_policy("lpm", 0.0), Tuning(headroom=8, low_water=4, lookahead=100.0), term=1)
+
+
+def test_a_new_scheduler_lets_workers_decode_on() -> None:
+    worker = FakeWorker(num_pages=64)
+    world = a_world(worker)
+    stem = [1, 2, 3, 4, 1, 2, 3, 4]
+    first, second = world.arrive([*stem, 1], 30), world.arrive([*stem, 2], 30)
+    step(world, 5)
+    epoch, computed = worker.epoch, worker.num_computed
+    world.restart_scheduler(a_new_scheduler())
+    assert not world.scheduler.workers
+    step(world, 2)
+    running = world.scheduler.workers["w"].running
+    assert set(running) == {*first, *second}
+    assert [sequence.tree_pages >= 2 for sequence in running.values()] == [True, True], "the stem is shared"
+    world.run_out()
+    assert worker.epoch == epoch
+    assert worker.num_computed - computed < 2 * 30, "something was computed twice"
+    world.check_end()
+
+
+def test_a_new_scheduler_starts_what_no_worker_holds() -> None:
+    worker = FakeWorker(num_pages=64, max_running=1)
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 20)
+    (waiting,) = world.arrive([3, 2, 1], 4)
+    step(world, 3)
+    world.restart_scheduler(a_new_scheduler())
+    step(world, 2)
+    assert world.scheduler.sequences[waiting].phase is Phase.LOST
+    world.run_out()
+    world.check_end()
+
+
+def test_a_new_scheduler_ends_what_has_ended_meanwhile() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 3)
+    for _ in range(5):
+        worker.step()  # it ends, and nobody hears of it
+        world.workers["w"] = worker
+    world.restart_scheduler(a_new_scheduler())
+    world.run_out()
+    assert worker.num_computed <= 5, "it was computed again"
+    world.check_end()
+
+
+def test_a_worker_heeds_no_scheduler_of_an_earlier_term() -> None:
+    worker = FakeWorker(num_pages=64)
+    world = a_world(worker)
+    old = world.scheduler
+    world.arrive([1, 2, 3], 20)
+    step(world, 3)
+    world.restart_scheduler(a_new_scheduler())
+    step(world, 2)
+    late = old.apply([world.arrived[0], Abort(sequence_ids=list(worker.running))], world.now + 1)
+    plans = [command.plan for command in late if isinstance(command, SendPlan)]
+    assert plans
+    worker.inbox += plans
+    world.run_out()
+    world.check_end()
+
+
+def test_a_report_that_comes_twice_counts_once_and_one_that_is_lost_is_noticed() -> None:
+    worker = FakeWorker(num_pages=64)
+    world = a_world(worker)
+    (sequence,) = world.arrive([1, 2, 3], 20)
+    step(world, 2)
+    report = worker.step()
+    world.apply(report)
+    world.apply(report)
+    worker.step()  # lost
+    world.apply(worker.step())
+    assert world.scheduler.sequences[sequence].phase is Phase.LOST
+    step(world)
+    assert world.scheduler.sequences[sequence].phase is Phase.RUNNING
+    assert worker.epoch == 1
+    world.run_out()
+    world.check_end()
+
+
+def test_silence_that_is_the_brokers_costs_nobody_his_place() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 10)
+    step(world)
+    for _ in range(20):
+        world.apply(Deaf(), after=1.0)
+    assert "w" in world.scheduler.workers
+    world.apply(after=20.0)
+    assert "w" not in world.scheduler.workers
 
 
 def test_reports_of_an_earlier_epoch_count_for_nothing() -> None:
@@ -319,8 +495,9 @@ def test_reports_of_an_earlier_epoch_count_for_nothing() -> None:
     step(world)
     late = worker.step()
     world.apply(worker.restart())
+    assert world.scheduler.sequences[sequence].num_output == 2  # the shard knows what the report would have said
     world.apply(late)
-    assert world.scheduler.sequences[sequence].num_output == 1
+    assert world.scheduler.sequences[sequence].num_output == 2
     world.run_out()
     world.check_end()
 

@@ -1,8 +1,10 @@
-"""Random histories of arrivals, aborts, steps, late messages and restarts on small pools.
+"""Random histories of arrivals, aborts, steps, messages late, twice or lost, and restarts, on small pools.
 
 After every event the page ledger balances; the fake worker finds every key and value that it reads right; at the end
 every request that nobody aborted has exactly the output that it has alone, and nothing is left over.
 """
+
+import itertools
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
@@ -35,10 +37,17 @@ def test_any_history_keeps_the_ledger_and_the_answers(data: st.DataObject) -> No
         lookahead=data.draw(st.sampled_from([2.0, 100.0])),
     )
     policy = data.draw(st.sampled_from(["lpm", "fcfs"]))
-    world = World(Scheduler(lambda: make_policy(policy, 10.0), tuning), workers)
+    terms = itertools.count(1)
+
+    def a_scheduler() -> Scheduler:
+        return Scheduler(lambda: make_policy(policy, 10.0), tuning, term=next(terms))
+
+    world = World(a_scheduler(), workers)
     for worker in workers.values():
         world.apply(worker.hello())
-    actions = st.sampled_from(["arrive", "arrive", "step", "step", "step", "part", "abort", "early", "restart"])
+    actions = st.sampled_from(
+        ["arrive"] * 2 + ["step"] * 4 + ["part", "abort", "early", "restart", "takeover", "twice", "lose", "settle"]
+    )
     for action in data.draw(st.lists(actions, min_size=5, max_size=40)):
         worker = workers[data.draw(st.sampled_from(sorted(workers)))]
         match action:
@@ -65,6 +74,18 @@ def test_any_history_keeps_the_ledger_and_the_answers(data: st.DataObject) -> No
                 world.apply(Abort(sequence_ids=[victim]))
             case "restart" if data.draw(st.integers(0, 3)) == 0:
                 world.late.append(worker.restart())
+            case "takeover" if data.draw(st.integers(0, 3)) == 0:
+                world.restart_scheduler(a_scheduler())
+            case "twice":
+                world.catch_up()
+                report = worker.step()
+                world.apply(report)
+                world.apply(report)
+            case "lose" if data.draw(st.integers(0, 3)) == 0:
+                world.catch_up()
+                worker.step()
+            case "settle":
+                world.apply(after=2.0)
     world.catch_up()
     world.run_out()
     world.check_end()

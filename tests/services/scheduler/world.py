@@ -1,10 +1,11 @@
 """A scheduler with fake workers around it, and the requests given to them."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
-from services.scheduler.core.effects import Acknowledge, Arrived, Command, SendOutput, SendPlan
+from services.scheduler.core.effects import Acknowledge, Arrived, Command, ReadShards, Recovered, SendOutput, SendPlan
 from services.scheduler.core.scheduler import Event, Scheduler
-from shared.messages import Ended, FinishReason, Generate, Sampling
+from shared.messages import Ended, FinishReason, Generate, Progress, Sampling
 from shared.packing import pack_i32
 from tests.services.scheduler.fake_worker import FakeWorker, expected_output
 
@@ -21,6 +22,8 @@ class World:
     entries: int = 0
     late: list[Event] = field(default_factory=list)
     told: list[Ended] = field(default_factory=list)
+    asked: list[ReadShards] = field(default_factory=list)
+    arrived: list[Arrived] = field(default_factory=list)
     grammars: dict[int, str] = field(default_factory=dict)
 
     def apply(self, *events: Event, after: float = 0.01) -> list[Command]:
@@ -35,8 +38,43 @@ class World:
                 case SendOutput():
                     self.told += command.output.ended
                     self.failed |= {e.sequence_id for e in command.output.ended if e.reason is FinishReason.ERROR}
+                case ReadShards():
+                    self.asked.append(command)
         self.scheduler.check_integrity()
+        asked, self.asked = self.asked, []
+        for question in asked:
+            commands += self.apply(self.recovered(question))
+        for event in events:  # a worker's answer follows the report that it was asked before
+            if isinstance(event, Progress):
+                answer = self.workers[event.worker].answer
+                if answer is not None and (answer.hello.epoch, answer.number) == (event.epoch, event.number):
+                    commands += self.apply(answer)
         return commands
+
+    def restart_scheduler(self, scheduler: Scheduler) -> None:
+        """Another takes over: it finds the requests that are not acknowledged, and has heard nothing of the workers."""
+        self.late = []
+        self.scheduler = scheduler
+        self.apply(
+            *(
+                dataclasses.replace(event, is_replayed=True)
+                for event in self.arrived
+                if event.entry_id not in self.acknowledged
+            )
+        )
+
+    def recovered(self, question: ReadShards) -> Recovered:
+        """What the shards say: all that any worker has given out."""
+        ids = [one for ids in question.sequences.values() for one in ids]
+        outputs, ended = {}, {}
+        for sequence_id in ids:
+            got: dict[int, int] = {}
+            for worker in self.workers.values():
+                got |= worker.outputs.get(sequence_id, {})
+                if sequence_id in worker.ended:
+                    ended[sequence_id] = worker.ended[sequence_id]
+            outputs[sequence_id] = pack_i32(got[index] for index in sorted(got))
+        return Recovered(question.worker, question.epoch, outputs, ended, frozenset(ids))
 
     def arrive(
         self,
@@ -68,7 +106,8 @@ class World:
             arrival=self.now,
             grammar=grammar,
         )
-        self.apply(Arrived(message, f"{self.entries}-0", deadline=deadline))
+        self.arrived.append(Arrived(message, f"{self.entries}-0", deadline=deadline))
+        self.apply(self.arrived[-1])
         return ids
 
     def catch_up(self) -> None:
