@@ -1,6 +1,5 @@
 """Steps on a GPU: launched without waiting, one ahead of the tokens that are looked at."""
 
-from array import array
 from collections.abc import Sequence as Many
 
 import numpy as np
@@ -113,7 +112,7 @@ class CudaExecutor:
     def extend(self, sequence: Sequence) -> None:
         self._seats.extend(sequence)
 
-    def append(self, sequence: Sequence, token_ids: "array[int]") -> None:
+    def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
         self._sampler.append(sequence, token_ids)
 
     @torch.inference_mode()

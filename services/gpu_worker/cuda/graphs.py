@@ -14,7 +14,7 @@ class Graphs:
 
     def __init__(self, is_enabled: bool) -> None:
         self.is_enabled = is_enabled
-        self._pool = torch.cuda.graph_pool_handle() if is_enabled else None  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle() if is_enabled else None
         self._has_run: set[Hashable] = set()
         self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
 

@@ -1,7 +1,6 @@
 """From logits to the next token of every seat, on the device: a launch or a few, captured where the rows ask for
 nothing special."""
 
-from array import array
 from collections.abc import Sequence as Many
 
 import numpy as np
@@ -47,7 +46,7 @@ class SeatSampler:
     def take(self, sequence: Sequence) -> None:
         self._special.take(sequence)
 
-    def append(self, sequence: Sequence, token_ids: "array[int]") -> None:
+    def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
         """Output tokens that were not sampled."""
         self._special.append(sequence, token_ids)
 

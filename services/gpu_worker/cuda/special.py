@@ -1,6 +1,7 @@
 """Seats whose requests ask for more than temperature and filters: penalties, biases, a least number of tokens."""
 
-from array import array
+
+from collections.abc import Sequence as Many
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class SpecialSeats:
         if is_special(sequence.sampling) or sequence.seat in self._used:
             self._taken[sequence.seat] = sequence
 
-    def append(self, sequence: Sequence, token_ids: "array[int]") -> None:
+    def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
         """Output tokens that were not sampled count for penalties too."""
         if sequence.sampling.has_penalties and sequence.seat not in self._taken:
             self._appended.append((sequence.seat, np.array(token_ids, np.int64)))
