@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 XGRAMMAR = "xgrammar"
+XGRAMMAR_SOURCE = "xgrammar-source"
 KEY_FAMILY = "grammar:"
 """`Generate.grammar` is such a key without the deployment's prefix: `bus.key(generate.grammar)` is to be read."""
 
@@ -36,12 +37,16 @@ MAX_SOURCE_BYTES = 2**20
 class CompiledGrammar(Record, frozen=True, kw_only=True):
     """The value at a grammar's key, as msgpack.
 
-    engine: whose `serialized` this is; xgrammar's is `CompiledGrammar.serialize_json()` in UTF-8. source: the grammar
-    in xgrammar's EBNF, for whoever wants to look; empty where there is none."""
+    engine: `xgrammar`: serialized is `CompiledGrammar.serialize_json()` in UTF-8, and source the same grammar as EBNF,
+    for whoever wants to look. `xgrammar-source`: source is to be compiled, EBNF or a structural tag as JSON, which
+    has been done once and takes less time than to read the serialized form (that grows with the square of the number
+    of rules); stop_token_ids and vocab_size describe the vocabulary that it was compiled for."""
 
     engine: str
     serialized: bytes
     source: str = ""
+    stop_token_ids: tuple[int, ...] = ()
+    vocab_size: int = 0
 
 
 TEXT_MARKS = frozenset(
@@ -75,6 +80,23 @@ def encode(grammar: CompiledGrammar) -> bytes:
 def decode(value: bytes) -> CompiledGrammar:
     """Raises msgspec.DecodeError on bytes that are no compiled grammar."""
     return _decoder.decode(value)
+
+
+def from_source(source: str, info: "xgrammar.TokenizerInfo") -> "xgrammar.CompiledGrammar":
+    """The grammar of an `xgrammar-source` record. Raises RuntimeError as xgrammar does."""
+    import xgrammar
+
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    return compiler.compile_grammar(parsed_source(source))
+
+
+def parsed_source(source: str) -> "xgrammar.Grammar":
+    """EBNF begins with a rule, a structural tag with a brace."""
+    import xgrammar
+
+    if source.startswith("{"):
+        return xgrammar.Grammar.from_structural_tag(source)
+    return xgrammar.Grammar.from_ebnf(source)
 
 
 def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[int]) -> "xgrammar.TokenizerInfo":

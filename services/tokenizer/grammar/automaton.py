@@ -95,6 +95,17 @@ def subtracted(one: Dfa, other: Dfa) -> Dfa:
     return _product(one, other, lambda a, b: a and not b)
 
 
+def shortest(dfa: Dfa) -> int:
+    """Characters of the shortest text that matches, of which there is one."""
+    seen, front, length = {0}, [0], 0
+    while not any(dfa.accepts[state] for state in front):
+        front = [target for state in front for target in dfa.edges(state) if target not in seen]
+        seen.update(front)
+        length += 1
+        assert front, "nothing matches"
+    return length
+
+
 def values(dfa: Dfa, limit: int) -> list[str] | None:
     """All texts that match, if there are at most `limit` of them."""
     found: list[str] = []

@@ -14,16 +14,19 @@ import msgspec
 import xgrammar
 from tokenizers import Tokenizer
 
-from services.tokenizer.grammar.compile import compile_constraint
+from services.tokenizer.grammar.compile import to_source
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.protocol import OUT_OF_MEMORY, Answer, Compiled, Job, Ready, Refused, Setup
-from shared.grammar import XGRAMMAR, CompiledGrammar, encode, tokenizer_info
+from shared.grammar import XGRAMMAR, XGRAMMAR_SOURCE, CompiledGrammar, encode, parsed_source, tokenizer_info
 
 NICENESS = 10
 GROWTH_BYTES = 128 * 2**20
 """A child that has grown by so much is replaced."""
 
 GRACE_S = 5.0
+
+MAX_SERIALIZED_RULES = 1000
+"""The serialized form of a grammar of more rules takes longer to write and read than to compile it again."""
 
 
 def main(connection: Connection) -> None:
@@ -45,7 +48,7 @@ def main(connection: Connection) -> None:
         except (EOFError, OSError):
             return
         signal.setitimer(signal.ITIMER_REAL, setup.timeout_s + GRACE_S)  # the parent is quicker, if there is one
-        answer = _answer(job, compiler, setup.max_characters)
+        answer = _answer(job, compiler, setup)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _give_back_memory()
         is_last = answer.is_last or _bytes_of("resident") - start > GROWTH_BYTES
@@ -60,11 +63,24 @@ def _tokenizer_info(setup: Setup) -> "xgrammar.TokenizerInfo":
     return tokenizer_info(Tokenizer.from_str(setup.tokenizer.decode()), setup.vocab_size, setup.stop_token_ids)
 
 
-def _answer(job: Job, compiler: "xgrammar.GrammarCompiler", max_characters: int) -> Answer:
+def _answer(job: Job, compiler: "xgrammar.GrammarCompiler", setup: Setup) -> Answer:
     try:
-        grammar, source = compile_constraint(job.kind, job.source, compiler, max_characters)
-        serialized = grammar.serialize_json().encode()
-        return Compiled(grammar=encode(CompiledGrammar(engine=XGRAMMAR, serialized=serialized, source=source)))
+        source = to_source(job.kind, job.source, setup.max_characters)
+        grammar = parsed_source(source)
+        compiled = compiler.compile_grammar(grammar)
+        text = str(grammar)
+        if text.count("::=") > MAX_SERIALIZED_RULES:
+            record = CompiledGrammar(
+                engine=XGRAMMAR_SOURCE,
+                serialized=b"",
+                source=source,
+                stop_token_ids=tuple(setup.stop_token_ids),
+                vocab_size=setup.vocab_size,
+            )
+        else:
+            serialized = compiled.serialize_json().encode()
+            record = CompiledGrammar(engine=XGRAMMAR, serialized=serialized, source=text)
+        return Compiled(grammar=encode(record))
     except Unenforceable as error:
         return Refused(message=str(error))
     except RecursionError:

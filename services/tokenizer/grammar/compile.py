@@ -1,4 +1,4 @@
-"""A constraint of any kind to xgrammar's compiled form. Runs in a compiling process."""
+"""A constraint of any kind in a form that xgrammar reads. Runs in a compiling process."""
 
 import json
 
@@ -18,20 +18,15 @@ from services.tokenizer.grammar.structural_tag import prepared
 ANY_OBJECT = '{"type": "object"}'
 
 
-def compile_constraint(
-    kind: str, source: str, compiler: xgrammar.GrammarCompiler, max_characters: int
-) -> tuple[xgrammar.CompiledGrammar, str]:
-    """The compiled grammar, and the grammar as EBNF. max_characters: what an answer can have at most.
-
-    Raises Unenforceable, or RuntimeError as xgrammar does."""
-    if kind == "structural_tag":
-        grammar = xgrammar.Grammar.from_structural_tag(json.dumps(prepared(load(source), max_characters)))
-        return compiler.compile_grammar(grammar), str(grammar)
-    if kind == "lark":
-        grammar = xgrammar.Grammar.from_lark(ebnf.checked_lark(source))
-        return compiler.compile_grammar(grammar), str(grammar)
-    rules = to_ebnf(kind, source, max_characters)
-    return compiler.compile_grammar(xgrammar.Grammar.from_ebnf(rules)), rules
+def to_source(kind: str, source: str, max_characters: int) -> str:
+    """A constraint of any kind as xgrammar reads it: EBNF with the root rule `root`, or a structural tag as JSON.
+    max_characters: what an answer can have at most. Raises Unenforceable, or RuntimeError as xgrammar does."""
+    match kind:
+        case "structural_tag":
+            return json.dumps(prepared(load(source), max_characters))
+        case "lark":
+            return str(xgrammar.Grammar.from_lark(ebnf.checked_lark(source)))
+    return to_ebnf(kind, source, max_characters)
 
 
 def to_ebnf(kind: str, source: str, max_characters: int) -> str:

@@ -96,3 +96,52 @@ def lengths(pattern: Pattern) -> tuple[int, int | None]:
         case Repeat(part, least, most):
             low, high = lengths(part)
             return low * least, None if most is None or high is None else high * most
+
+
+FEW = 4
+"""Repeats of something without bound that room is made for, where there is only so much."""
+
+
+def shrunk(pattern: Pattern, room: int) -> Pattern:
+    """A pattern of the matches that surely fit into `room` characters: not of all of them, but of as many as a fixed
+    share for each part allows."""
+    low, high = lengths(pattern)
+    if low > room:
+        return NOTHING
+    if high is not None and high <= room:
+        return pattern
+    match pattern:
+        case One():
+            return pattern
+        case Seq(parts):
+            return seq(shrunk(part, share) for part, share in zip(parts, _shares(parts, room), strict=True))
+        case Alt(parts):
+            return alt(shrunk(part, room) for part in parts)
+        case Repeat(part, least, most):
+            low, high = lengths(part)
+            if high is None:
+                count = max(least, FEW if most is None else min(most, FEW))
+                while count > max(least, 1) and room // count < max(low, 1):
+                    count -= 1
+                part, high = shrunk(part, room // max(count, 1)), room // max(count, 1)
+            count = room // max(high, 1)
+            if count < least:
+                part, count = shrunk(part, room // least), least
+            return repeat(part, least, count if most is None else min(most, count))
+
+
+def _shares(parts: tuple[Pattern, ...], room: int) -> list[int]:
+    """Characters for each part: what it needs, and of the rest as much as it can use or an equal share."""
+    bounds = [lengths(part) for part in parts]
+    shares = [low for low, _ in bounds]
+    spare = room - sum(shares)
+    wanting = [place for place, (low, high) in enumerate(bounds) if high is None or high > low]
+    wanting.sort(key=lambda place: (bounds[place][1] is None, bounds[place][1] or 0))
+    for count, place in enumerate(wanting):
+        low, high = bounds[place]
+        more = spare // (len(wanting) - count)
+        if high is not None:
+            more = min(more, high - low)
+        shares[place] += more
+        spare -= more
+    return shares

@@ -78,6 +78,11 @@ class CompilePool:
             except asyncio.CancelledError:
                 future.cancel()
                 raise
+            except Exception:  # one job may not end the work on all others
+                log.exception("compiling a constraint")
+                if not future.done():
+                    future.set_exception(InternalError("the grammar could not be compiled"))
+                continue
             if not future.done():
                 future.set_result(answer)
 

@@ -126,7 +126,8 @@ def pattern_expression(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
             inner = pattern_expression(part, rules, is_json=is_json)
             if isinstance(part, One) and most is not None and most >= BUDGET_FROM and most != least:
                 return rules.add(f"{counted(inner, least, least)} {inner}*", max_chars=most)
-            return counted(inner if _is_atom(inner) else f"({inner})", least, most)
+            is_atom = not isinstance(part, Repeat) and inner[0] in "(["
+            return counted(inner if is_atom else f"({inner})", least, most)
 
 
 def is_simple(pattern: Pattern, inside: bool = False) -> bool:
@@ -191,10 +192,6 @@ def _literal_text(parts: tuple[Pattern, ...]) -> str | None:
 
 def _json_escaped(char: str) -> str:
     return ESCAPES.get(char) or (f"\\u{ord(char):04x}" if ord(char) < 0x20 else char)
-
-
-def _is_atom(expression: str) -> bool:
-    return expression[0] in "([" or expression.isalnum()
 
 
 def _char_class(chars: Chars) -> str:

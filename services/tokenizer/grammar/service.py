@@ -100,7 +100,12 @@ class GrammarService:
     async def compile(self, constraint: Constraint) -> Grammar:
         """Raises InvalidRequest for what cannot be enforced, Overloaded when too much waits already."""
         start = time.monotonic()
-        key = self._key(constraint)
+        try:
+            key = self._key(constraint)
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                f"'{constraint.param}' has half of a surrogate pair.", param=constraint.param
+            ) from None
         try:
             refusal = await self._refusal(key, constraint)
         except RequestError:
@@ -113,7 +118,7 @@ class GrammarService:
 
     def _key(self, constraint: Constraint) -> str:
         digest = hashlib.blake2b(self._fingerprint, digest_size=16)
-        digest.update(f"{constraint.kind}\0{constraint.source}".encode(errors="surrogatepass"))
+        digest.update(f"{constraint.kind}\0{constraint.source}".encode())
         return KEY_FAMILY + digest.hexdigest()
 
     async def _refusal(self, key: str, constraint: Constraint) -> str | None:

@@ -7,14 +7,22 @@ from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.rules import Rules, alternatives, literal
 from services.tokenizer.grammar.schema import arrays, numbers, objects
 from services.tokenizer.grammar.schema.admits import item_node, type_of
-from services.tokenizer.grammar.schema.branch import ANYTHING, TYPES, Branch, Node
+from services.tokenizer.grammar.schema.branch import (
+    ALL_TYPES,
+    ANYTHING,
+    TYPES,
+    Array,
+    Branch,
+    Node,
+    Object,
+    Range,
+    Text,
+)
 from services.tokenizer.grammar.schema.document import Document, Json
 from services.tokenizer.grammar.schema.expand import Expander
 from services.tokenizer.grammar.schema.texts import Texts
 
 MAX_NODES = 5000
-MANY_TYPES = 4
-"""A schema that allows so many types does without those that cannot be enforced."""
 
 
 def emit(schema: Json, rules: Rules, max_characters: int) -> str:
@@ -44,14 +52,17 @@ class Emitter:
             return self._names[node]
         if len(self._names) >= MAX_NODES:
             raise Unenforceable(f"combines into more than {MAX_NODES} schemas")
+        known = len(self._names)
         name = self._names[node] = self.rules.reserve()
         branches = self.expander.node(node)
         try:
             parts = [part for branch in branches for part in self._parts(branch)]
+            if not parts:
+                raise self.expander.left_out or Unenforceable("allows no value that could be written")
         except Unenforceable as error:
+            for made in list(self._names)[known:]:  # they may refer to this one
+                del self._names[made]
             raise self._located(error, node) from None
-        if not parts:
-            raise self._located(self.expander.left_out or Unenforceable("allows no value that could be written"), node)
         self.rules.define(name, " | ".join(dict.fromkeys(parts)))
         return name
 
@@ -85,37 +96,45 @@ class Emitter:
         return False
 
     def _is_branch_possible(self, branch: Branch, path: frozenset[Node]) -> bool:
-        if branch.values is not None or branch.types - {"object", "array"}:
+        if branch.values is not None:
+            return True
+        if any(self._is_scalar_possible(name, branch) for name in branch.types - {"object", "array"}):
             return True
         if "object" in branch.types:
-            nodes = (self.expander.member_node(branch.object, name) for name in branch.object.required)
-            if all(self._is_possible(node, path) for node in nodes):
+            members = [self.expander.member_node(branch.object, name) for name in branch.object.required]
+            if all(self._is_possible(node, path) for node in members):
                 return True
         if "array" in branch.types:
             least = min(branch.array.least, 1 + max((len(one.first) for one in branch.array.items), default=0))
-            nodes = (item_node(branch.array.items, place) for place in range(least))
+            nodes = [item_node(branch.array.items, place) for place in range(least)]
+            behind = item_node(branch.array.items, least)
+            for one in branch.array.contains:
+                if one.least and all(not self._is_possible(node | one.node, path) for node in [*nodes, behind]):
+                    return False
             if all(self._is_possible(node, path) for node in nodes):
                 return True
         return False
 
+    def _is_scalar_possible(self, name: str, branch: Branch) -> bool:
+        left_out = [value for value in branch.excluded if type_of(value) == name]
+        match name:
+            case "null":
+                return not left_out
+            case "boolean":
+                return len({*left_out}) < 2
+            case "string":
+                return self.texts.is_open(branch.text, left_out)
+        return numbers.is_open(branch.range, left_out)
+
     def _parts(self, branch: Branch) -> list[str]:
         if branch.values is not None:
             return [literal(written(value)) for value in branch.values]
-        parts: list[str] = []
-        failure: Unenforceable | None = None
-        for name in TYPES:
-            if name in branch.types:
-                try:
-                    part = self._of_type(name, branch)
-                except Unenforceable as error:
-                    if len(branch.types) < MANY_TYPES:
-                        raise
-                    failure = failure or error
-                else:
-                    parts += [] if part is None else [part]
-        if failure is not None and not parts:
-            raise failure
-        return parts
+        meant = _meant(branch)
+        for types in (meant, branch.types - meant):
+            parts = [self._of_type(name, branch) for name in TYPES if name in types]
+            if any(part is not None for part in parts):
+                break
+        return [part for part in parts if part is not None]
 
     def _of_type(self, name: str, branch: Branch) -> str | None:
         left_out = [value for value in branch.excluded if type_of(value) == name]
@@ -138,6 +157,15 @@ class Emitter:
             return error
         pointer = self.expander.document.shown(min(number if number >= 0 else ~number for number in node))
         return Unenforceable(error.message, pointer=pointer, keyword=error.keyword)
+
+
+def _meant(branch: Branch) -> frozenset[str]:
+    """The types that a schema without a type speaks of, if it speaks of any: `properties` means an object."""
+    if branch.types != ALL_TYPES:
+        return branch.types
+    said = {"string": branch.text, "number": branch.range, "object": branch.object, "array": branch.array}
+    plain = {"string": Text(), "number": Range(), "object": Object(), "array": Array()}
+    return frozenset(name for name, facet in said.items() if facet != plain[name]) or branch.types
 
 
 def written(value: Json) -> str:

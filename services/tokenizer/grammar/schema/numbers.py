@@ -4,10 +4,10 @@ Numbers have at most 15 digits, which is what a double holds: a reader sees the 
 must be multiples are those that doubles hold exactly, so that a validator which divides finds no remainder.
 """
 
+import functools
 import math
 from decimal import Decimal
 from fractions import Fraction
-from functools import reduce
 
 from services.tokenizer.grammar.automaton import Dfa, automaton, explored, intersected, subtracted
 from services.tokenizer.grammar.charset import DIGIT
@@ -35,13 +35,27 @@ def expression(asked: Range, excluded: list[int | float], rules: Rules) -> str |
     is_free = asked.low is asked.high is None and not (asked.multiples or asked.not_multiples or excluded)
     if is_free and asked.is_integer is not False:
         return rules.add(text_expression(_ANY_INTEGER if asked.is_integer else _ANY_NUMBER, rules, is_json=False))
-    dfa = _automaton(asked)
-    for value in excluded:
-        dfa = subtracted(dfa, automaton(_spellings(Decimal(repr(value)))))
+    dfa = _automaton(asked, tuple(excluded))
     return None if dfa.is_empty else automaton_rule(dfa, rules, is_json=False)
 
 
-def _automaton(asked: Range) -> Dfa:
+def is_open(asked: Range, excluded: list[int | float]) -> bool:
+    """Whether there is such a number."""
+    is_bound = asked.low is not None and asked.high is not None
+    if not is_bound and not (asked.multiples or asked.not_multiples):
+        return True
+    return not _automaton(asked, tuple(excluded)).is_empty
+
+
+@functools.lru_cache(maxsize=256)
+def _automaton(asked: Range, excluded: tuple[int | float, ...]) -> Dfa:
+    dfa = _of_range(asked)
+    for value in excluded:
+        dfa = subtracted(dfa, automaton(_spellings(Decimal(repr(value)))))
+    return dfa
+
+
+def _of_range(asked: Range) -> Dfa:
     places = 0 if asked.is_integer else _places(asked)
     if asked.multiples:
         dfa = _multiples(_common_multiple([Fraction(one) for one in asked.multiples]), asked)
@@ -159,7 +173,7 @@ def _padded(first: int, last: int, length: int) -> Pattern:
 
 
 def _common_multiple(steps: list[Fraction]) -> Fraction:
-    return reduce(lambda one, other: Fraction(
+    return functools.reduce(lambda one, other: Fraction(
         math.lcm(one.numerator * other.denominator, other.numerator * one.denominator),
         one.denominator * other.denominator,
     ), steps)  # fmt: skip

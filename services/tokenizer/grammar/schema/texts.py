@@ -3,10 +3,10 @@
 from functools import reduce
 
 from services.tokenizer.grammar import charset
-from services.tokenizer.grammar.automaton import Dfa, automaton, intersected, subtracted
+from services.tokenizer.grammar.automaton import Dfa, automaton, intersected, shortest, subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
-from services.tokenizer.grammar.pattern import ANYTHING, One, Pattern, lengths, literal, repeat
+from services.tokenizer.grammar.pattern import ANYTHING, NOTHING, One, Pattern, lengths, literal, repeat, shrunk
 from services.tokenizer.grammar.rules import (
     BUDGET_FROM,
     JSON_PLAIN,
@@ -14,14 +14,18 @@ from services.tokenizer.grammar.rules import (
     automaton_rule,
     counted,
     one_of,
+    pattern_expression,
     text_expression,
 )
 from services.tokenizer.grammar.schema.branch import Text
 from services.tokenizer.grammar.schema.formats import FORMATS
 
 QUOTE = '"\\""'
-MAX_EXACT_LENGTH = 256
-"""Longest bound that is counted by states beside a pattern."""
+MAX_EXACT_LENGTH = 16
+"""Longest bound that is counted by states beside a pattern; above, the parts of the pattern get fixed shares of it."""
+
+MAX_PRODUCT = 3000
+"""States times characters of a text with several patterns that has a longest length."""
 
 ESCAPES_FROM = 32
 """Strings that may be so long may have escapes in them."""
@@ -50,14 +54,27 @@ class Texts:
             known = [*patterns, *(FORMATS.pattern(name) for name in asked.formats)]
             if not known:
                 return self._plain(asked.least, most)
-            if len(known) == 1 and _is_within(known[0], asked.least, most) and not _is_void(known[0]):
-                return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True)} {QUOTE}"
+            if len(known) == 1 and not _is_void(known[0]):
+                if _is_within(known[0], asked.least, most):
+                    return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True)} {QUOTE}"
+                fitting = shrunk(known[0], most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
+                if fitting != NOTHING and _is_within(fitting, asked.least, most):
+                    return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True)} {QUOTE}"
         dfa = self._automaton(asked, excluded, most, asked.formats)
         if dfa.is_empty and asked.formats:  # a format is an annotation: it narrows only what it leaves something of
             dfa = self._automaton(asked, excluded, most, ())
         if dfa.is_empty:
             return None
         return self._of_automaton(dfa, most)
+
+    def is_open(self, asked: Text, excluded: list[str]) -> bool:
+        """Whether there is such a text."""
+        if asked.most is not None and asked.most < asked.least:
+            return False
+        if not asked.patterns and not asked.excluded_patterns and not excluded:
+            return True
+        dfa = self._automaton(asked, excluded, None, ())
+        return not dfa.is_empty and (asked.most is None or shortest(dfa) <= asked.most)
 
     def key(self, dfa: Dfa) -> str:
         """For a whole JSON string that an automaton describes, which matches something."""
@@ -105,7 +122,7 @@ def _times(part: str, count: int) -> str:
 def _bounded(dfa: Dfa, most: int | None) -> Dfa:
     if most is None:
         return dfa
-    if most > MAX_EXACT_LENGTH:
+    if most * len(dfa.rows) > MAX_PRODUCT:
         raise Unenforceable(f"asks for a pattern in a text of at most {most} characters; it is too complex")
     return intersected(dfa, automaton(repeat(One(charset.ANY), 0, most)))
 

@@ -1,5 +1,7 @@
 """Schemas at random, of all keywords and their combinations, small enough that many allow some value."""
 
+# ruff: noqa: E501 - a line for each keyword
+
 import random
 from typing import Any
 

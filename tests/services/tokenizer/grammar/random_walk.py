@@ -1,7 +1,7 @@
 """Answers drawn at random from the masks of a grammar, without a model: what is drawn must be valid.
 
 A walk favours tokens that lead towards the end, or else few answers would be whole. Every walk goes the way of a
-worker: the serialized grammar, a matcher, a mask, a token of the mask.
+worker: a matcher, a mask, a token of the mask.
 """
 
 import random
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import xgrammar
 
-from services.tokenizer.grammar.compile import compile_constraint
+from services.tokenizer.grammar.compile import to_source
+from shared.grammar import parsed_source
 
 MAX_CHARACTERS = 8192 * 16
 
@@ -38,18 +39,23 @@ class Walker:
 
     def compile(self, kind: str, source: str) -> xgrammar.CompiledGrammar:
         """Raises Unenforceable."""
-        grammar, _ = compile_constraint(kind, source, self._compiler, MAX_CHARACTERS)
-        return xgrammar.CompiledGrammar.deserialize_json(grammar.serialize_json(), self.info)
+        return self._compiler.compile_grammar(parsed_source(to_source(kind, source, MAX_CHARACTERS)))
 
     def answers(
-        self, grammar: xgrammar.CompiledGrammar, count: int, seed: int = 0, max_tokens: int = 400
+        self,
+        grammar: xgrammar.CompiledGrammar,
+        count: int,
+        seed: int = 0,
+        max_tokens: int = 400,
+        errors: str = "strict",
     ) -> Iterator[tuple[str, bool]]:
-        """(text, whether it ended by itself). A place where nothing may follow is an AssertionError."""
+        """(text, whether it ended by itself). errors: what to do about bytes that are no text. A place where nothing may follow is an AssertionError."""
         draw = random.Random(seed)
         for _ in range(count):
-            yield self._walk(grammar, draw, max_tokens)
+            out, is_whole = self._walk(grammar, draw, max_tokens)
+            yield out.decode(errors=errors if is_whole else "replace"), is_whole
 
-    def _walk(self, grammar: xgrammar.CompiledGrammar, draw: random.Random, max_tokens: int) -> tuple[str, bool]:
+    def _walk(self, grammar: xgrammar.CompiledGrammar, draw: random.Random, max_tokens: int) -> tuple[bytes, bool]:
         matcher = xgrammar.GrammarMatcher(grammar)
         mask = xgrammar.allocate_token_bitmask(1, self.info.vocab_size)
         haste = draw.choice([0.02, 0.1, 0.3, 0.6])
@@ -62,11 +68,11 @@ class Walker:
             ends = [stop for stop in self.stops if bits[stop]]
             hurry = haste if step < max_tokens // 2 else 0.9
             if ends and draw.random() < max(hurry, 0.2):
-                return out.decode(), True
+                return out, True
             closing = (bits & self._closing).nonzero()[0]
             token = int(draw.choice(closing if len(closing) and draw.random() < hurry else allowed))
             assert matcher.accept_token(token)
             if token in self.stops:
-                return out.decode(), True
+                return out, True
             out += self.texts[token]
-        return out.decode(errors="replace"), False
+        return out, False

@@ -1,6 +1,8 @@
 """Schemas of the kinds that people really send: package manifests, CI and API configurations, OpenAPI components,
 what pydantic makes of classes, function parameters, data records. Written for this test, in those idioms."""
 
+# ruff: noqa: E501 - a line for each schema
+
 import itertools
 import random
 from collections.abc import Iterator
@@ -35,14 +37,20 @@ def manifests() -> Iterator[tuple[str, Json]]:
         "title": "package.json",
         "definitions": {
             "person": person,
-            "dependency": {"description": "name to version range", "type": "object", "additionalProperties": {"type": "string"}},
+            "dependency": {
+                "description": "name to version range",
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+            },
             "licence": {"anyOf": [{"type": "string"}, {"enum": ["MIT", "Apache-2.0", "BSD-3-Clause", "UNLICENSED"]}]},
             "exports": {
                 "anyOf": [
                     {"type": ["string", "null"], "pattern": "^\\./"},
                     {
                         "type": "object",
-                        "properties": {name: {"$ref": "#/definitions/exports"} for name in ("import", "require", "default")},
+                        "properties": {
+                            name: {"$ref": "#/definitions/exports"} for name in ("import", "require", "default")
+                        },
                         "additionalProperties": False,
                     },
                 ]
@@ -51,12 +59,23 @@ def manifests() -> Iterator[tuple[str, Json]]:
         "type": "object",
         "patternProperties": {"^_": {}},
         "properties": {
-            "name": {"type": "string", "maxLength": 214, "minLength": 1, "pattern": "^(?:@[a-z0-9-~][a-z0-9-._~]*/)?[a-z0-9-~][a-z0-9-._~]*$"},
+            "name": {
+                "type": "string",
+                "maxLength": 214,
+                "minLength": 1,
+                "pattern": "^(?:@[a-z0-9-~][a-z0-9-._~]*/)?[a-z0-9-~][a-z0-9-._~]*$",
+            },
             "version": {"type": "string", "pattern": SEMVER},
             "description": {"type": "string"},
             "keywords": STRINGS,
             "homepage": {"type": "string", "format": "uri"},
-            "bugs": {"type": ["object", "string"], "properties": {"url": {"type": "string", "format": "uri"}, "email": {"type": "string", "format": "email"}}},
+            "bugs": {
+                "type": ["object", "string"],
+                "properties": {
+                    "url": {"type": "string", "format": "uri"},
+                    "email": {"type": "string", "format": "email"},
+                },
+            },
             "license": {"$ref": "#/definitions/licence"},
             "author": {"$ref": "#/definitions/person"},
             "contributors": {"type": "array", "items": {"$ref": "#/definitions/person"}},
@@ -68,34 +87,79 @@ def manifests() -> Iterator[tuple[str, Json]]:
             "scripts": {"type": "object", "additionalProperties": {"type": "string"}},
             "dependencies": {"$ref": "#/definitions/dependency"},
             "devDependencies": {"$ref": "#/definitions/dependency"},
-            "engines": {"type": "object", "properties": {"node": {"type": "string"}}, "additionalProperties": {"type": "string"}},
+            "engines": {
+                "type": "object",
+                "properties": {"node": {"type": "string"}},
+                "additionalProperties": {"type": "string"},
+            },
             "os": {"type": "array", "items": {"type": "string"}},
             "private": {"anyOf": [{"type": "boolean"}, {"enum": ["false", "true"]}]},
         },
-        "anyOf": [{"not": {"required": ["bundledDependencies", "bundleDependencies"]}}, {"required": ["bundleDependencies"]}],
+        "anyOf": [
+            {"not": {"required": ["bundledDependencies", "bundleDependencies"]}},
+            {"required": ["bundleDependencies"]},
+        ],
     }
     yield "npm", npm
     for required in (["name"], ["name", "version"], ["name", "version", "license", "author"]):
         yield f"npm-{len(required)}", {**npm, "required": required}
     yield "npm-closed", {**npm, "additionalProperties": False, "required": ["name", "version"]}
-    yield "pyproject", {
-        "$schema": DRAFT_7,
-        "type": "object",
-        "required": ["name"],
-        "dependencies": {"version": {"not": {"required": ["dynamic"], "properties": {"dynamic": {"contains": {"const": "version"}}}}}},
-        "properties": {
-            "name": {"type": "string", "pattern": "^([a-zA-Z\\d]|[a-zA-Z\\d][\\w.-]*[a-zA-Z\\d])$"},
-            "version": {"type": "string", "pattern": "^v?\\d+(\\.\\d+)*((a|b|rc)\\d+)?$"},
-            "requires-python": {"type": "string"},
-            "license": {"oneOf": [{"type": "object", "required": ["file"], "properties": {"file": {"type": "string"}}, "additionalProperties": False}, {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}, "additionalProperties": False}, {"type": "string"}]},
-            "authors": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}, "email": {"type": "string", "format": "email"}}, "additionalProperties": False}},
-            "dynamic": {"type": "array", "items": {"enum": ["version", "description", "readme"]}, "uniqueItems": True},
-            "dependencies": {"type": "array", "items": {"type": "string"}},
-            "optional-dependencies": {"type": "object", "propertyNames": {"pattern": "^[a-z\\d]+(-[a-z\\d]+)*$"}, "additionalProperties": {"type": "array", "items": {"type": "string"}}},
-            "urls": {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}},
+    yield (
+        "pyproject",
+        {
+            "$schema": DRAFT_7,
+            "type": "object",
+            "required": ["name"],
+            "dependencies": {
+                "version": {
+                    "not": {"required": ["dynamic"], "properties": {"dynamic": {"contains": {"const": "version"}}}}
+                }
+            },
+            "properties": {
+                "name": {"type": "string", "pattern": "^([a-zA-Z\\d]|[a-zA-Z\\d][\\w.-]*[a-zA-Z\\d])$"},
+                "version": {"type": "string", "pattern": "^v?\\d+(\\.\\d+)*((a|b|rc)\\d+)?$"},
+                "requires-python": {"type": "string"},
+                "license": {
+                    "oneOf": [
+                        {
+                            "type": "object",
+                            "required": ["file"],
+                            "properties": {"file": {"type": "string"}},
+                            "additionalProperties": False,
+                        },
+                        {
+                            "type": "object",
+                            "required": ["text"],
+                            "properties": {"text": {"type": "string"}},
+                            "additionalProperties": False,
+                        },
+                        {"type": "string"},
+                    ]
+                },
+                "authors": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"name": {"type": "string"}, "email": {"type": "string", "format": "email"}},
+                        "additionalProperties": False,
+                    },
+                },
+                "dynamic": {
+                    "type": "array",
+                    "items": {"enum": ["version", "description", "readme"]},
+                    "uniqueItems": True,
+                },
+                "dependencies": {"type": "array", "items": {"type": "string"}},
+                "optional-dependencies": {
+                    "type": "object",
+                    "propertyNames": {"pattern": "^[a-z\\d]+(-[a-z\\d]+)*$"},
+                    "additionalProperties": {"type": "array", "items": {"type": "string"}},
+                },
+                "urls": {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}},
+            },
+            "additionalProperties": False,
         },
-        "additionalProperties": False,
-    }
+    )
     for edition, kinds in itertools.product(["2018", "2021"], [["lib"], ["bin", "lib"]]):
         yield f"cargo-{edition}-{len(kinds)}", {
             "type": "object",
@@ -145,7 +209,31 @@ def ci() -> Iterator[tuple[str, Json]]:
         "anyOf": {**step, "anyOf": [{"required": ["uses"]}, {"required": ["run"]}]},
         "plain": step,
     }.items():
-        for on in ({"enum": ["push", "pull_request"]}, {"type": "array", "items": {"enum": ["push", "pull_request", "release"]}, "minItems": 1, "uniqueItems": True}, {"type": "object", "minProperties": 1, "properties": {"push": {"type": ["object", "null"], "properties": {"branches": STRINGS}}, "schedule": {"type": "array", "items": {"type": "object", "properties": {"cron": {"type": "string", "pattern": "^(\\*|\\d+)( (\\*|\\d+)){4}$"}}, "required": ["cron"]}}}, "additionalProperties": False}):
+        for on in (
+            {"enum": ["push", "pull_request"]},
+            {
+                "type": "array",
+                "items": {"enum": ["push", "pull_request", "release"]},
+                "minItems": 1,
+                "uniqueItems": True,
+            },
+            {
+                "type": "object",
+                "minProperties": 1,
+                "properties": {
+                    "push": {"type": ["object", "null"], "properties": {"branches": STRINGS}},
+                    "schedule": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {"cron": {"type": "string", "pattern": "^(\\*|\\d+)( (\\*|\\d+)){4}$"}},
+                            "required": ["cron"],
+                        },
+                    },
+                },
+                "additionalProperties": False,
+            },
+        ):
             yield f"workflow-{variant}-{len(on)}", {
                 "$schema": DRAFT_7,
                 "type": "object",
@@ -175,7 +263,11 @@ def ci() -> Iterator[tuple[str, Json]]:
 
 def api() -> Iterator[tuple[str, Json]]:
     """OpenAPI components, with its own keywords among the standard's."""
-    error = {"type": "object", "required": ["code", "message"], "properties": {"code": {"type": "integer", "format": "int32"}, "message": {"type": "string"}}}
+    error = {
+        "type": "object",
+        "required": ["code", "message"],
+        "properties": {"code": {"type": "integer", "format": "int32"}, "message": {"type": "string"}},
+    }
     yield "error", error
     yield "problem", {"type": "object", "properties": {"type": {"type": "string", "format": "uri-reference", "default": "about:blank"}, "title": {"type": "string"}, "status": {"type": "integer", "format": "int32", "minimum": 100, "maximum": 599}, "detail": {"type": "string"}, "instance": {"type": "string", "format": "uri"}}, "additionalProperties": True}  # fmt: skip
     components = {
@@ -237,14 +329,17 @@ def pydantic() -> Iterator[tuple[str, Json]]:
     draw = random.Random(7)
     for number in range(40):
         chosen = draw.sample(sorted(fields), draw.randint(3, 9))
-        yield f"model-{number}", {
-            "$defs": defs,
-            "title": "Model",
-            "type": "object",
-            "properties": {name: fields[name] for name in chosen},
-            "required": chosen[: draw.randint(0, len(chosen))],
-            **({"additionalProperties": False} if draw.random() < 0.5 else {}),
-        }
+        yield (
+            f"model-{number}",
+            {
+                "$defs": defs,
+                "title": "Model",
+                "type": "object",
+                "properties": {name: fields[name] for name in chosen},
+                "required": chosen[: draw.randint(0, len(chosen))],
+                **({"additionalProperties": False} if draw.random() < 0.5 else {}),
+            },
+        )
 
 
 def functions() -> Iterator[tuple[str, Json]]:
@@ -258,17 +353,24 @@ def functions() -> Iterator[tuple[str, Json]]:
         "edit": {"path": {"type": "string", "pattern": "^[\\w./-]+$"}, "line": {"type": "integer", "minimum": 1}, "text": {"type": "string"}},
     }  # fmt: skip
     for (name, properties), strict, all_required in itertools.product(parameters.items(), (True, False), (True, False)):
-        yield f"function-{name}-{strict}-{all_required}", {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties) if all_required else list(properties)[:1],
-            **({"additionalProperties": False} if strict else {}),
-        }
+        yield (
+            f"function-{name}-{strict}-{all_required}",
+            {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties) if all_required else list(properties)[:1],
+                **({"additionalProperties": False} if strict else {}),
+            },
+        )
 
 
 def records() -> Iterator[tuple[str, Json]]:
     position = {"type": "array", "minItems": 2, "items": {"type": "number"}}
-    kinds = {"Point": position, "LineString": {"type": "array", "minItems": 2, "items": position}, "Polygon": {"type": "array", "items": {"type": "array", "minItems": 4, "items": position}}}
+    kinds = {
+        "Point": position,
+        "LineString": {"type": "array", "minItems": 2, "items": position},
+        "Polygon": {"type": "array", "items": {"type": "array", "minItems": 4, "items": position}},
+    }
     geometries = [
         {"type": "object", "required": ["type", "coordinates"], "properties": {"type": {"type": "string", "enum": [name]}, "coordinates": shape, "bbox": {"type": "array", "minItems": 4, "items": {"type": "number"}}}}
         for name, shape in kinds.items()

@@ -1,0 +1,126 @@
+"""What is sent to break the service: refused, or served, within the limits; nobody else notices."""
+
+# ruff: noqa: E501 - a table
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.tokenizer.config import Settings
+from services.tokenizer.grammar.service import GrammarService
+from services.tokenizer.model_files import ModelFiles
+from shared.errors import InvalidRequest
+from shared.messages import Constraint
+from shared.streams import Bus
+
+TIMEOUT_S = 3.0
+
+
+def of(kind: str, source: str) -> Constraint:
+    return Constraint(kind=kind, source=source, param="response_format")
+
+
+def nested(depth: int) -> str:
+    return '{"items":' * depth + "{}" + "}" * depth
+
+
+HOSTILE = {
+    "deep": of("json_schema", nested(10_000)),
+    "deep list": of("json_schema", '{"enum":' + "[" * 50_000 + "]" * 50_000 + "}"),
+    "million values": of("json_schema", json.dumps({"enum": list(range(100_000))})),
+    "long": of("json_schema", json.dumps({"description": "x" * 2**21})),
+    "min length": of("json_schema", '{"type":"string","minLength":1000000000}'),
+    "min items": of("json_schema", '{"type":"array","minItems":1000000000}'),
+    "circular": of("json_schema", '{"$ref":"#"}'),
+    "endless": of("json_schema", '{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}'),
+    "half a character": of("json_schema", '{"const":"\udc80"'),
+    "power": of("json_schema", json.dumps({"allOf": [{"anyOf": [{"minimum": i}, {"maxLength": i}]} for i in range(40)]})),
+    "one of": of("json_schema", json.dumps({"oneOf": [{"required": [f"a{i}"], "pattern": f"{i}"} for i in range(60)]})),
+    "doubling": of(
+        "json_schema",
+        json.dumps(
+            {
+                "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)}
+                | {"d60": {"type": "string"}},
+                "$ref": "#/$defs/d0",
+            }
+        ),
+    ),
+    "regex states": of("json_schema", json.dumps({"allOf": [{"pattern": "(a|b)*a(a|b){15}"}, {"pattern": "b(a|b){14}$"}]})),
+    "regex repeats": of("regex", "((((a{1,999}){1,999}){1,999}){1,999}){1,999}"),
+    "regex count": of("regex", "a{1000000000}"),
+    "regex groups": of("regex", "(" * 5000 + "a" + ")" * 5000),
+    "ebnf repeats": of("ebnf", 'root ::= (("a"{1,9999}){1,9999}){1,9999}'),
+    "ebnf broken": of("ebnf", "root ::= ("),
+    "ebnf zeros": of("ebnf", "root ::= \0"),
+    "choices": of("choice", json.dumps([f"c{i}" for i in range(50_000)])),
+    "tag": of("structural_tag", '{"format":' * 3000 + "{}" + "}" * 3000),
+    "number": of("json_schema", '{"multipleOf":' + "9" * 5000 + "}"),
+    "tiny number": of("json_schema", '{"type":"number","multipleOf":1e-300}'),
+}  # fmt: skip
+
+
+def children_memory() -> int:
+    """Bytes resident in all processes of this one's session that compile."""
+    total = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/statm") as statm, open(f"/proc/{pid}/stat") as stat:
+                if int(stat.read().rpartition(")")[2].split()[3]) == os.getsid(0):
+                    total += int(statm.read().split()[1]) * 4096
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+@pytest.fixture
+async def grammars(bus: Bus, model: ModelFiles) -> AsyncIterator[GrammarService]:
+    settings = Settings(
+        model_path=".", grammar_processes=2, grammar_compile_timeout_s=TIMEOUT_S, grammar_compile_memory_mb=256
+    )
+    service = GrammarService(bus, model, settings)
+    task = asyncio.create_task(service.run())
+    await asyncio.gather(*(service.compile(of("regex", f"{word}+")) for word in "ab"))  # the processes are there
+    yield service
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_ends_within_the_limit(grammars: GrammarService, name: str) -> None:
+    start = time.monotonic()
+    [result] = await asyncio.gather(grammars.compile(HOSTILE[name]), return_exceptions=True)
+    if isinstance(result, BaseException):
+        assert isinstance(result, InvalidRequest), result
+        assert "'response_format'" in result.message
+        assert len(result.message) < 1000
+    else:
+        assert name in ("doubling", "one of", "regex states", "regex repeats", "tiny number", "ebnf repeats")
+    assert time.monotonic() - start < TIMEOUT_S + 2
+    assert (await grammars.compile(of("choice", '["after"]'))).key
+
+
+async def test_fifty_at_once_take_no_memory_and_do_not_hold_up_the_event_loop(grammars: GrammarService) -> None:
+    before = children_memory()
+    worst = 0.0
+
+    async def watch() -> None:
+        nonlocal worst
+        while True:
+            start = time.monotonic()
+            await asyncio.sleep(0.005)
+            worst = max(worst, time.monotonic() - start - 0.005)
+
+    watcher = asyncio.create_task(watch())
+    constraints = [
+        of(one.kind, one.source + " " * n) for n in range(3) for one in HOSTILE.values() if "regex" not in one.kind
+    ]
+    results = await asyncio.gather(*map(grammars.compile, constraints[:50]), return_exceptions=True)
+    watcher.cancel()
+    assert all(not isinstance(result, Exception) or isinstance(result, InvalidRequest) for result in results), results
+    assert worst < 0.25
+    assert children_memory() - before < 512 * 2**20

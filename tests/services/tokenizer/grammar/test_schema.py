@@ -1,0 +1,114 @@
+"""Answers to schemas drawn at random from the masks: all of them valid, by another implementation of the standard."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from services.tokenizer.grammar.compile import to_ebnf
+from services.tokenizer.grammar.errors import Unenforceable
+from tests.services.tokenizer.grammar.keyword_schemas import SCHEMAS
+from tests.services.tokenizer.grammar.random_schemas import VALUES, document
+from tests.services.tokenizer.grammar.random_walk import MAX_CHARACTERS, Walker
+from tests.services.tokenizer.grammar.real_schemas import every
+
+
+def check(walker: Walker, schema: Any, count: int, *, seed: int = 0, max_tokens: int = 400) -> int:
+    """How many answers ended by themselves; each of those is valid."""
+    validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    ended = 0
+    for text, is_whole in walker.answers(grammar, count, seed, max_tokens):
+        if is_whole:
+            ended += 1
+            error = jsonschema.exceptions.best_match(validator.iter_errors(json.loads(text)))
+            assert error is None, f"{text[:300]}: {error.message[:300]}"
+    return ended
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
+def test_keywords(walker: Walker, schema: Any) -> None:
+    assert check(walker, schema, 12, max_tokens=600) or schema == {"type": "string", "pattern": "foo"}
+
+
+def test_schemas_of_real_kinds(walker: Walker) -> None:
+    schemas = every()
+    refused, ended = [], 0
+    for name, schema in schemas:
+        try:
+            ended += check(walker, schema, 3, max_tokens=500)
+        except Unenforceable as error:
+            refused.append((name, str(error)))
+    assert len(refused) <= len(schemas) * 0.05, refused
+    assert ended > 2 * len(schemas)
+
+
+@pytest.mark.parametrize("start", range(0, 400, 50))
+def test_random_schemas(walker: Walker, start: int) -> None:
+    ended = 0
+    for seed in range(start, start + 50):
+        schema = document(random.Random(seed))
+        try:
+            ended += check(walker, schema, 4, seed=seed, max_tokens=150)
+        except Unenforceable:
+            continue
+    assert ended > 50
+
+
+def test_few_schemas_are_refused_that_allow_something() -> None:
+    refused = 0
+    for seed in range(400):
+        schema = document(random.Random(seed))
+        try:
+            to_ebnf("json_schema", json.dumps(schema), MAX_CHARACTERS)
+        except Unenforceable:
+            try:
+                refused += any(map(jsonschema.Draft202012Validator(schema).is_valid, VALUES))
+            except RecursionError:
+                continue
+    assert refused <= 6
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer", "keyword"),
+    [
+        ({"type": "strnig"}, "", "type"),
+        ({"properties": {"a/b": {"pattern": "(?=x)"}}}, "/properties/a~1b", "pattern"),
+        ({"properties": {"a": {"minLength": -1}}}, "/properties/a", "minLength"),
+        ({"items": 5}, "/items", None),
+        ({"$ref": "#/$defs/none"}, "", "$ref"),
+        ({"$ref": "https://elsewhere.example/schema"}, "", "$ref"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}, "/properties/a", "$ref"),
+        ({"type": "string", "minLength": 10**9}, "", None),
+        ({"type": "array", "minItems": 10**9}, "", "minItems"),
+        ({"type": "array", "items": {"type": "array"}, "uniqueItems": True, "minItems": 2}, "", "uniqueItems"),
+        (False, "", None),
+        ({"type": "object", "properties": {"a": {"type": "string", "enum": [1]}}, "required": ["a"]}, "", None),
+        ({"required": "a"}, "", "required"),
+        ({"anyOf": []}, "", "anyOf"),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "", None),
+        ({"properties": {"n": {"$ref": "#"}}, "required": ["n"], "type": "object"}, "", None),
+    ],
+    ids=lambda value: json.dumps(value)[:50],
+)
+def test_refusals_say_where_and_what(schema: Any, pointer: str, keyword: str | None) -> None:
+    with pytest.raises(Unenforceable) as refused:
+        to_ebnf("json_schema", json.dumps(schema), MAX_CHARACTERS)
+    assert (refused.value.pointer, refused.value.keyword) == (pointer, keyword)
+
+
+def test_a_longest_length_beyond_any_answer_is_none(walker: Walker) -> None:
+    assert check(walker, {"type": "string", "maxLength": 10**9}, 5)
+    assert check(walker, {"type": "array", "items": {"type": "null"}, "maxItems": 10**9}, 5)
+
+
+def test_properties_come_in_the_order_of_the_schema_with_fixed_white_space(walker: Walker) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"b": {"const": [1, {"x": 2}]}, "a": {"const": "é"}},
+        "required": ["b", "a"],
+    }
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert {text for text, _ in walker.answers(grammar, 3)} == {'{"b": [1, {"x": 2}], "a": "é"}'}
