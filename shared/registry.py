@@ -100,6 +100,13 @@ class Registry:
                 instances.append(instance)
         return instances
 
+    async def mark_down(self) -> None:
+        """Says on behalf of this process, which has ended, that it is not ready; nothing if it is not there."""
+        value = await self._bus.client.hget(self._key, self._field)
+        if value is not None:
+            down = msgspec.structs.replace(_decoder.decode(value), is_ready=False, at=time.time())
+            await self._bus.client.hset(self._key, self._field, _encoder.encode(down))
+
     async def leave(self) -> None:
         """Removes this process; a broker that is gone needs no farewell."""
         try:

@@ -29,6 +29,9 @@ class ServeSettings(BaseSettings, frozen=True, kw_only=True):
     tokenizers: Annotated[int, msgspec.Meta(ge=1, le=256), help_("tokenizer processes")] = 1
     workers: Annotated[int, msgspec.Meta(ge=1, le=256), help_("worker processes, each with the whole model")] = 1
     redis_url: Annotated[str, help_("broker to use; default: one of its own, without a port")] = ""
+    hang_timeout_s: Annotated[
+        float, msgspec.Meta(ge=10, le=25), help_("a process that was ready and is silent for so long is killed")
+    ] = 20.0
     drain_timeout_s: Annotated[float, msgspec.Meta(ge=0), help_("on stop, how long running requests may go on")] = 3.0
     log_level: Annotated[str, help_("what the services write: DEBUG, INFO, WARNING or ERROR")] = "WARNING"
     metrics_port: Annotated[

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._lines = tail()
+        self._started_at = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was last started."""
+        return time.monotonic() - self._started_at
 
     @property
     def name(self) -> str:
@@ -48,6 +55,7 @@ class Child:
 
     async def start(self) -> None:
         self._lines.clear()
+        self._started_at = time.monotonic()
         self._process = await asyncio.create_subprocess_exec(
             *leashed(self.plan.command),
             stdin=asyncio.subprocess.DEVNULL,

@@ -19,6 +19,7 @@ import msgspec
 from services.launcher import default_model
 from services.launcher.broker import broker_folder, broker_url, plan_broker
 from services.launcher.flags import GATEWAY, ServeSettings
+from services.launcher.obituary import report_end
 from services.launcher.output import LogFilter
 from services.launcher.plan import ProcessPlan, plan_services
 from services.launcher.preflight import check_log_level, check_model_folder, claim_port, client_url
@@ -26,6 +27,8 @@ from services.launcher.process import Child
 from services.launcher.readiness import Readiness, wait_until_ready
 from services.launcher.screen import Screen
 from services.launcher.supervisor import Supervisor
+from services.launcher.watchdog import watch
+from shared.registry import Registry
 from shared.streams import Bus, connect, wait_for_broker
 
 BROKER_PATIENCE_S = 3.0
@@ -49,17 +52,42 @@ async def serve(settings: ServeSettings, flags: Mapping[str, object], screen: Sc
         else:
             await _check_broker(url)
         plans = plan_services(settings, flags, url, os.cpu_count() or 1)
-        supervisor = Supervisor(screen.notice)
+        client = connect(url)
+        bus = Bus(client, settings.key_prefix)
+
+        async def tell(child: Child) -> None:
+            if child.plan is not broker:
+                await report_end(bus, child.plan.service, child.name)
+
+        supervisor = Supervisor(screen.notice, tell)
         try:
             await _start(supervisor, broker, plans, settings, screen)
             readiness = await _until_ready(supervisor, plans, url, settings, screen)
             screen.end_progress()
             for line in ready_lines(settings, plans, readiness, time.monotonic() - started):
                 screen.say(line)
-            await supervisor.keep_running()
+            await _keep_running(supervisor, bus, settings.hang_timeout_s, screen)
         finally:
             screen.end_progress()
             await _stop(supervisor, screen)
+            await client.aclose()
+
+
+async def _keep_running(supervisor: Supervisor, bus: Bus, hang_timeout_s: float, screen: Screen) -> None:
+    """Until cancelled. Raises ConfigError when a process does not stay up."""
+    registry = Registry(bus, "launcher", "launcher")  # looks, and never enters itself
+    children = {child.name: child for child in supervisor.children}
+    watching = asyncio.create_task(watch(registry, children, hang_timeout_s, screen.notice), name="watchdog")
+    keeping = asyncio.create_task(supervisor.keep_running(), name="supervision")
+    try:
+        await asyncio.wait([watching, keeping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (watching, keeping):
+            task.cancel()
+        await asyncio.wait([watching, keeping])
+    for task in (watching, keeping):
+        if not task.cancelled():
+            task.result()
 
 
 async def _default_model(screen: Screen) -> Path:

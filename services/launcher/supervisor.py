@@ -1,8 +1,7 @@
 """Keeps the set running: start, failure before ready, restart after, stop in order."""
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.launcher.process import Child
 from shared.errors import ConfigError
@@ -12,12 +11,23 @@ RESTART_LONGEST_S = 30.0
 STEADY_S = 60.0
 """A child that ran for so long starts over with the shortest delay."""
 
+IMMEDIATE_S = 10.0
+GIVE_UP_AFTER = 8
+"""A child that ends so many times in a row within IMMEDIATE_S of its start will not run here."""
+
+
+async def nobody_is_told(_: Child) -> None:
+    """For a set in which nobody waits for the word."""
+
 
 class Supervisor:
-    """Owns the children, in groups: started in the order of the groups, stopped in the reverse order."""
+    """Owns the children, in groups: started in the order of the groups, stopped in the reverse order.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    on_end: called with each child that has ended, before it is started again."""
+
+    def __init__(self, say: Callable[[str], None], on_end: Callable[[Child], Awaitable[None]] = nobody_is_told) -> None:
         self._say = say
+        self._on_end = on_end
         self._groups: list[tuple[list[Child], float]] = []
 
     @property
@@ -42,23 +52,35 @@ class Supervisor:
         raise ConfigError(f"{child.name} did not start: {child.reason_for_end}")
 
     async def keep_running(self) -> None:
-        """Restarts whichever child ends, for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            for child in self.children:
-                tasks.create_task(self._keep(child), name=f"keep {child.name}")
+        """Restarts whichever child ends, for ever. Raises ConfigError when one does not stay up."""
+        keepers = [asyncio.create_task(self._keep(child), name=f"keep {child.name}") for child in self.children]
+        try:
+            done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
+        done.pop().result()
 
     async def _keep(self, child: Child) -> None:
         delay = RESTART_FIRST_S
-        since = time.monotonic()
+        failures = 0
         while True:
             await child.wait()
-            if time.monotonic() - since > STEADY_S:
+            age_s = child.age_s
+            failures = failures + 1 if age_s < IMMEDIATE_S else 0
+            if failures >= GIVE_UP_AFTER:
+                raise ConfigError(
+                    f"{child.name} ended {failures} times in a row soon after its start, at last with: "
+                    f"{child.reason_for_end}"
+                )
+            if age_s > STEADY_S:
                 delay = RESTART_FIRST_S
             self._say(f"{child.name} ended ({child.reason_for_end}); starting it again in {delay:g} s")
             child.kill()  # what it may have left behind
+            await self._on_end(child)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RESTART_LONGEST_S)
-            since = time.monotonic()
             await child.start()
 
     async def stop(self) -> None:

@@ -53,6 +53,9 @@ def _watch(outflow: Outflow, leases: Leases) -> Callable[[Sequence[Instance]], N
             (one.address or one.instance for one in instances if one.service == "gateway" and is_fresh(one, now)), now
         )
         # A dead peer's leases lapse after LEASE_S; from then on its share is free for the others.
+        leases.down = frozenset(
+            one.instance for one in instances if one.service == "tokenizer" and is_fresh(one, now) and not one.is_ready
+        )
         leases.live = frozenset(
             one.instance for one in instances if one.service == "tokenizer" and one.is_ready and now - one.at < LEASE_S
         )

@@ -24,6 +24,12 @@ TICK_S = 0.5
 SHARDS_OWNED = Gauge("sapwood_tokenizer_shards_owned", "Token shards that this process reads")
 
 RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
+TAKE = (
+    "local owner = redis.call('get', KEYS[1]) "
+    "if not owner or owner == ARGV[2] then redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[3]) return 1 end return 0"
+)
+"""A shard that is free, or is still held in the name of a process that is known to be down."""
+
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
@@ -68,12 +74,14 @@ def plan(owners: Sequence[str | None], me: str, live: AbstractSet[str]) -> tuple
 class Leases:
     """This process's shards. `on_gain` and `on_loss` are told of each as it comes and goes.
 
-    live: the tokenizer processes that run, kept up to date by the owner of this object."""
+    live: the tokenizer processes that run; down: those that are known not to, whose leases need not lapse first. Both
+    are kept up to date by the owner of this object."""
 
     def __init__(
         self, bus: Bus, me: str, count: int, on_gain: Callable[[int], None], on_loss: Callable[[int], None]
     ) -> None:
         self.live: frozenset[str] = frozenset([me])
+        self.down: frozenset[str] = frozenset()
         self.owned: set[int] = set()
         self._bus = bus
         self._me = me
@@ -104,13 +112,17 @@ class Leases:
         renewed = await self._eval(RENEW, held, int(LEASE_S * 1000))
         self._set_owned({shard for shard, ok in zip(held, renewed, strict=True) if ok})
         replies: list[Any] = await self._bus.client.mget(self._keys)
-        owners: list[str | None] = [None if owner is None else owner.decode() for owner in replies]
+        holders = [None if owner is None else owner.decode() for owner in replies]
+        owners = [None if holder in self.down - {self._me} else holder for holder in holders]
         release, take = plan(owners, self._me, self.live)
         if release:
             self._set_owned(self.owned.difference(release))
             await self._eval(RELEASE, release)
         for shard in take:
-            if await self._bus.client.set(self._keys[shard], self._me, nx=True, px=int(LEASE_S * 1000)):
+            took: Any = await self._bus.client.eval(
+                TAKE, 1, self._keys[shard], self._me, holders[shard] or "", int(LEASE_S * 1000)
+            )
+            if took:
                 self._set_owned(self.owned | {shard})
 
     async def release_all(self) -> None:

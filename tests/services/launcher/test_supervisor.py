@@ -114,6 +114,38 @@ async def test_a_child_that_ends_later_is_started_again_and_it_is_said(monkeypat
     assert all(notice.startswith("w-0 ended (exit code 7") for notice in screen.notices)
 
 
+async def test_the_end_of_a_child_is_told_before_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "RESTART_FIRST_S", 0.05)
+    screen = Screen()
+    told: list[tuple[str, bool]] = []
+
+    async def tell(child: Child) -> None:
+        told.append((child.name, child.is_running))
+
+    supervisor = Supervisor(screen.notices.append, tell)
+    try:
+        await supervisor.start([screen.child(script("w-0", "print('up', flush=True)"))], grace_s=1)
+        keeping = asyncio.create_task(supervisor.keep_running())
+        await eventually(lambda: len(screen.lines) >= 2)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+    finally:
+        await supervisor.stop()
+    assert told[0] == ("w-0", False)
+
+
+async def test_a_child_that_does_not_stay_up_is_given_up_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "RESTART_LONGEST_S", 0.02)
+    screen = Screen()
+    async with supervised(screen) as supervisor:
+        broken = script("w-0", "import sys; sys.exit('gpu_worker: no such device')")
+        await supervisor.start([screen.child(script("w-1", SLEEPER)), screen.child(broken)], grace_s=1)
+        with pytest.raises(ConfigError, match=r"^w-0 ended 8 times in a row .* at last with: no such device$"):
+            await asyncio.wait_for(supervisor.keep_running(), 30)
+    assert len(screen.notices) == 7
+
+
 async def test_groups_stop_in_the_reverse_order_of_their_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
