@@ -413,6 +413,17 @@ class Plan(Message, frozen=True, kw_only=True):
     term: int = 0
 
 
+# ------------------------------------------------------------------------------- gateway -> worker
+
+
+class Profile(Message, frozen=True, kw_only=True):
+    """gateway -> worker (`control:w`): trace the next steps that compute something. path: of the file on the worker's
+    machine; empty: as its settings say."""
+
+    steps: int
+    path: str = ""
+
+
 # ----------------------------------------------------------------------------- worker -> scheduler
 
 

@@ -35,6 +35,7 @@ from shared.messages import (
     Open,
     Output,
     Plan,
+    Profile,
     Progress,
     Rejected,
     Tokenize,
@@ -75,6 +76,11 @@ EVENTS: Stream[FromWorker] = Stream("events", FromWorker)
 
 def plan_stream(worker: str) -> Stream[Plan]:
     return Stream(f"plan:{worker}", Plan)
+
+
+def control_stream(worker: str) -> Stream[Profile]:
+    """What an operator asks of a worker beside the scheduler's plans; read from its end, for it is kept briefly."""
+    return Stream(f"control:{worker}", Profile)
 
 
 def shard_stream(shard: int) -> Stream[ToShard]:

@@ -45,6 +45,13 @@ class Deployment:
         return self._models
 
     @property
+    def workers(self) -> list[str]:
+        """Instance names of the workers that are heard of and ready."""
+        now = time.time()
+        alive = (one for one in self._instances if registry.is_fresh(one, now) and one.is_ready)
+        return sorted(one.instance for one in alive if one.service == "gpu_worker")
+
+    @property
     def absent(self) -> list[str]:
         """Services without any process that is heard of and ready."""
         self._judge_if_old()

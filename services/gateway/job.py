@@ -69,6 +69,7 @@ class Job:
 
 
 R = TypeVar("R", bound=GenerationRequest)
+T = TypeVar("T")
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
@@ -98,10 +99,15 @@ def parse_completion(body: bytes) -> Job:
 def _decode(
     body: bytes, decoder: msgspec.json.Decoder[R], kind: type[R], refused: Mapping[str, tuple[object, ...]]
 ) -> tuple[R, list[str]]:
+    given = decode_body(body, _fields)
+    ignored = unsupported.check(given, kind.__struct_fields__, refused)
+    return decode_body(body, decoder), ignored
+
+
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """A JSON body as the decoder's type. Raises InvalidRequest that names the field."""
     try:
-        given = _fields.decode(body)
-        ignored = unsupported.check(given, kind.__struct_fields__, refused)
-        return decoder.decode(body), ignored
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

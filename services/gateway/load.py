@@ -82,4 +82,4 @@ class Load:
         pace = self._ends.per_second(now)
         self._next_free = max(now, self._next_free) + (1 / pace if pace else 0.01)
         self._next_free = min(self._next_free, now + LONGEST_WAIT_S)
-        return max(1.0, self._next_free - now)
+        return min(LONGEST_WAIT_S, max(1.0, self._next_free - now))

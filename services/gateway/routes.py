@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from services.gateway import completions, probes, streams
+from services.gateway import admin, completions, probes, streams
 from services.gateway.middlewares import add_headers, count_and_shape_errors, require_key
 from services.gateway.state import GATEWAY, Gateway
 
@@ -17,6 +17,8 @@ def make_app(gateway: Gateway) -> web.Application:
     app.router.add_delete("/v1/streams/{id}", streams.delete)
     app.router.add_get("/v1/models", probes.models)
     app.router.add_get("/v1/models/{model:.+}", probes.model)
+    app.router.add_get("/v1/admin/load", admin.load)
+    app.router.add_post("/v1/admin/profile", admin.profile)
     app.router.add_get("/health", probes.health)
     app.router.add_get("/ready", probes.ready)
     app.router.add_get("/metrics", probes.metrics)

@@ -218,7 +218,7 @@ async def start(bus: Bus) -> AsyncIterator[Start]:
                 task.result()
             try:
                 async with http.get("/ready") as response:
-                    if response.status == 200 or (await response.json())["reasons"] != [
+                    if response.status in (200, 401) or (await response.json())["reasons"] != [
                         f"no {service}" for service in ("gateway", "tokenizer", "scheduler", "gpu_worker")
                     ]:
                         return running

@@ -75,10 +75,10 @@ class NarrowClient:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._socket.setblocking(False)
 
-    async def ask(self, port: int) -> None:
+    async def ask(self, port: int, fields: bytes = b"") -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(self._socket, ("127.0.0.1", port))
-        body = b'{"model":"tiny","prompt":"a","stream":true}'
+        body = b'{"model":"tiny","prompt":"a","stream":true%b}' % fields
         await loop.sock_sendall(
             self._socket,
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -132,6 +132,17 @@ async def test_a_slow_reader_gets_everything_in_few_events(gateway: Any, backend
 async def test_a_reader_that_reads_nothing_is_cut(start: Any, backend: Any, narrow: NarrowClient) -> None:
     gateway = await start(send_timeout_s=0.3)
     await narrow.ask(gateway.settings.port)
+    request = await backend.next()
+    await flood(backend, request)
+    assert (await backend.next_abort()).sequence_ids == [sequence_id(request.request_id, 0)]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_slow_reader_may_leave_so_much_unread(
+    start: Any, backend: Any, narrow: NarrowClient, is_kept: bool
+) -> None:
+    gateway = await start(max_unread_bytes=1_000_000, resume_grace_s=1.0)
+    await narrow.ask(gateway.settings.port, b',"resumable":true' if is_kept else b"")
     request = await backend.next()
     await flood(backend, request)
     assert (await backend.next_abort()).sequence_ids == [sequence_id(request.request_id, 0)]

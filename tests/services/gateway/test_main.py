@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from typing import Any
 
 import msgspec
@@ -15,7 +14,6 @@ from shared.messages import sequence_id
 from shared.registry import Registry
 from shared.service import Context
 from shared.streams import Bus
-from tests.services.gateway.conftest import an_instance
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 URL = "/v1/chat/completions"
@@ -132,3 +130,24 @@ async def test_another_start_of_the_same_name_reads_another_stream(bus: Bus, sta
     assert one != other
     registered = msgspec.json.decode(await bus.client.hget(bus.key("instances"), "gateway/g1"))  # type: ignore[misc]
     assert registered["address"] == other
+
+
+async def test_a_gateway_that_stops_takes_nothing_new(start: Any, backend: Any) -> None:
+    gateway = await start(drain_timeout_s=10)
+    call = asyncio.create_task(gateway.post(URL, CHAT))
+    request = await backend.next()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.settings.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b'{"status":"ok"}')
+    stopping = asyncio.create_task(gateway.stop())
+    await asyncio.sleep(0.1)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    assert " 503 " in head
+    assert "\r\nRetry-After: 1\r\n" in head
+    writer.close()
+    backend.answer(request, ["x"])
+    assert (await call)[0] == 200
+    await asyncio.wait_for(stopping, 5)
