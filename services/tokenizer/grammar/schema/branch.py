@@ -45,11 +45,13 @@ class Range:
 @dataclass(frozen=True, slots=True)
 class Members:
     """One schema's say on the values of an object's properties. rest None: it says nothing of those that it neither
-    names nor has a pattern for."""
+    names nor has a pattern for. is_evaluation: what it looks at counts as looked at for `unevaluatedProperties`; not
+    so within a negation."""
 
     named: tuple[tuple[str, Node], ...] = ()
     patterns: tuple[tuple[str, Node], ...] = ()
     rest: Node | None = None
+    is_evaluation: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,12 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """One schema's say on an array's items. rest None: it says nothing of those behind the first ones."""
+    """One schema's say on an array's items. rest None: it says nothing of those behind the first ones. is_evaluation:
+    as for `Members`."""
 
     first: tuple[Node, ...] = ()
     rest: Node | None = None
+    is_evaluation: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,7 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """values: the only ones, if not None; excluded: none of these. evaluated: whether `object` and `array` say
-    all that an `unevaluated...` keyword must know."""
+    """values: the only ones, if not None; excluded: none of these."""
 
     types: frozenset[str] = ALL_TYPES
     values: tuple[Any, ...] | None = None
@@ -106,6 +109,20 @@ class Branch:
 
 
 EVERYTHING = Branch()
+
+
+def place_of(number: int) -> int:
+    """The number of the subschema that `n` or `~n` is about."""
+    return number if number >= 0 else ~number
+
+
+def silent(branch: Branch) -> Branch:
+    """The branch as part of a negation, where nothing counts as looked at."""
+    if not branch.object.members and not branch.array.items:
+        return branch
+    members = tuple(replace(one, is_evaluation=False) for one in branch.object.members)
+    items = tuple(replace(one, is_evaluation=False) for one in branch.array.items)
+    return replace(branch, object=replace(branch.object, members=members), array=replace(branch.array, items=items))
 
 
 def both(one: Branch, other: Branch) -> Branch:

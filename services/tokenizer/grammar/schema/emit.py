@@ -17,6 +17,7 @@ from services.tokenizer.grammar.schema.branch import (
     Object,
     Range,
     Text,
+    place_of,
 )
 from services.tokenizer.grammar.schema.document import Document, Json
 from services.tokenizer.grammar.schema.expand import Expander
@@ -77,7 +78,7 @@ class Emitter:
 
     def made(self, schema: Json, near: Node) -> int:
         """The number of a schema that stands for a part of a node."""
-        return self.expander.document.made(schema, min(abs(number) for number in near))
+        return self.expander.document.made(schema, min(map(place_of, near)))
 
     @staticmethod
     def spelled(value: Json) -> str:
@@ -155,7 +156,7 @@ class Emitter:
     def _located(self, error: Unenforceable, node: Node) -> Unenforceable:
         if error.pointer is not None or node == ANYTHING:
             return error
-        pointer = self.expander.document.shown(min(number if number >= 0 else ~number for number in node))
+        pointer = self.expander.document.shown(min(map(place_of, node)))
         return Unenforceable(error.message, pointer=pointer, keyword=error.keyword)
 
 

@@ -26,6 +26,8 @@ from services.tokenizer.grammar.schema.branch import (
     Range,
     Text,
     both,
+    place_of,
+    silent,
 )
 from services.tokenizer.grammar.schema.document import Document
 from services.tokenizer.grammar.schema.formats import FORMATS
@@ -61,7 +63,7 @@ class Expander:
             try:
                 branches = [EVERYTHING]
                 for number in sorted(node, key=lambda number: (number < 0, abs(number))):
-                    branches = self._product(branches, self.schema(number), abs(number))
+                    branches = self._product(branches, self.schema(number), place_of(number))
                 self._nodes[node] = [done for branch in branches if (done := self._with_values(branch)) is not None]
             finally:
                 self._open_nodes.discard(node)
@@ -70,7 +72,7 @@ class Expander:
     def schema(self, number: int) -> list[Branch]:
         """The alternatives of one subschema; `~n` for its negation."""
         if number not in self._schemas:
-            place = number if number >= 0 else ~number
+            place = place_of(number)
             if number in self._open:
                 raise Circular(
                     "refers to itself without anything in between",
@@ -110,7 +112,7 @@ class Expander:
     def _check_count(self, branches: list[Branch], number: int) -> None:
         if len(branches) > MAX_BRANCHES:
             raise Unenforceable(
-                f"combines into more than {MAX_BRANCHES} alternatives", pointer=self.document.shown(abs(number))
+                f"combines into more than {MAX_BRANCHES} alternatives", pointer=self.document.shown(number)
             )
 
     def _tidy(self, branch: Branch, depth: int = VOID_DEPTH) -> Branch | None:
@@ -210,7 +212,7 @@ class Expander:
             else:
                 branches += [done for branch in found if (done := self._tidy(branch)) is not None]
         self._check_count(branches, number)
-        return branches
+        return [silent(branch) for branch in branches]
 
     def _unevaluated(self, number: int, value: dict[str, Any], branches: list[Branch]) -> list[Branch]:
         """What no keyword of this schema or in it has looked at. A branch knows one way for its alternatives to hold;
@@ -492,18 +494,20 @@ def _contains(expander: Expander, number: int) -> Branch:
 
 def _closed_object(asked: Object, rest: Node) -> Object:
     """With `rest` for the properties that none of the members has looked at."""
-    if any(members.rest is not None for members in asked.members):
+    evaluations = [members for members in asked.members if members.is_evaluation]
+    if any(members.rest is not None for members in evaluations):
         return asked
-    named = {name: ANYTHING for members in asked.members for name, _ in members.named}
-    patterns = {source: ANYTHING for members in asked.members for source, _ in members.patterns}
+    named = {name: ANYTHING for members in evaluations for name, _ in members.named}
+    patterns = {source: ANYTHING for members in evaluations for source, _ in members.patterns}
     own = Members(named=tuple(named.items()), patterns=tuple(patterns.items()), rest=rest)
     return replace(asked, members=(*asked.members, own))
 
 
 def _closed_array(asked: Array, rest: Node) -> Array:
-    if any(items.rest is not None for items in asked.items):
+    evaluations = [items for items in asked.items if items.is_evaluation]
+    if any(items.rest is not None for items in evaluations):
         return asked
-    longest = max((len(items.first) for items in asked.items), default=0)
+    longest = max((len(items.first) for items in evaluations), default=0)
     return replace(asked, items=(*asked.items, Items(first=(ANYTHING,) * longest, rest=rest)))
 
 

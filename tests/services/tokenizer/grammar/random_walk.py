@@ -49,7 +49,8 @@ class Walker:
         max_tokens: int = 400,
         errors: str = "strict",
     ) -> Iterator[tuple[str, bool]]:
-        """(text, whether it ended by itself). errors: what to do about bytes that are no text. A place where nothing may follow is an AssertionError."""
+        """(text, whether it ended by itself). errors: what to do about bytes that are no text. A place where nothing
+        may follow is an AssertionError."""
         draw = random.Random(seed)
         for _ in range(count):
             out, is_whole = self._walk(grammar, draw, max_tokens)
