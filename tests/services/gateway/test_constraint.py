@@ -104,3 +104,19 @@ def test_refusals_name_the_field(fields: dict[str, Any], param: str) -> None:
         constraint_of("chat", **fields)
     assert refused.value.param == param
     assert param.partition(".")[0] in refused.value.message
+
+
+async def test_with_grammar_mode_off_a_constraint_is_a_400(start: Any) -> None:
+    gateway = await start(grammar_mode="off")
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    status, answer, _ = await gateway.post("/v1/chat/completions", {**body, "guided_regex": "a+"})
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "guided_regex", "unsupported_parameter")
+
+
+async def test_a_constraint_reaches_the_tokenizer_with_every_prompt(gateway: Any, backend: Any) -> None:
+    backend.texts = ["a"]
+    body = {"model": "tiny", "prompt": ["x", "y"], "n": 2, "choice": ["a", "b"]}
+    status, _, _ = await gateway.post("/v1/completions", body)
+    assert status == 200
+    expected = Constraint(kind="choice", source='["a","b"]', param="choice")
+    assert [message.constraint for message in backend.seen] == [expected, expected]
