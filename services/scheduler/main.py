@@ -92,7 +92,8 @@ class Desk:
     async def read_shards(self) -> None:
         """Answers the core's questions about what was told of sequences."""
         while True:
-            self._events.append(await read_shards(self._bus, await self._questions.get()))
+            recovered = await read_shards(self._bus, await self._questions.get())
+            self._events.append(recovered)  # not in one line: `run` puts another list there meanwhile
             self._wake.set()
 
     async def run(self, exporter: Exporter) -> None:
