@@ -118,5 +118,5 @@ async def test_a_constraint_reaches_the_tokenizer_with_every_prompt(gateway: Any
     body = {"model": "tiny", "prompt": ["x", "y"], "n": 2, "choice": ["a", "b"]}
     status, _, _ = await gateway.post("/v1/completions", body)
     assert status == 200
-    expected = Constraint(kind="choice", source='["a","b"]', param="choice")
+    expected = Constraint(kind="choice", source='["a", "b"]', param="choice")
     assert [message.constraint for message in backend.seen] == [expected, expected]
