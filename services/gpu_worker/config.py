@@ -33,7 +33,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int, NonNegative, help_("prompt tokens computed in one step; 0: 512 on a CPU, 8192 on a GPU")
     ] = 0
     mixed_prefill_size: Annotated[
-        int, NonNegative, help_("the same in a step that running sequences wait for; 0: 512 on a CPU, 2048 on a GPU")
+        int, NonNegative, help_("the same in a step that running sequences wait for; 0: 512 on a CPU, 4096 on a GPU")
     ] = 0
     kv_cache_dtype: Annotated[str, help_("auto (the model's) or fp8_e4m3, on a GPU: half the memory and traffic")] = (
         "auto"
@@ -74,6 +74,6 @@ def resolve(settings: Settings) -> Limits:
         device=device,
         max_running=settings.max_running or (64 if on_cpu else 512),
         prefill_budget=prefill_budget,
-        mixed_budget=min(settings.mixed_prefill_size or (512 if on_cpu else 2048), prefill_budget),
+        mixed_budget=min(settings.mixed_prefill_size or (512 if on_cpu else 4096), prefill_budget),
         kv_memory_bytes=int(settings.kv_memory_gb * GIB) or None,
     )

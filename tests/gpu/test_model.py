@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from transformers import (
 )
 
 from services.gpu_worker.cuda.decoder import CudaDecoder
-from services.gpu_worker.cuda.executor import CudaExecutor
+from services.gpu_worker.cuda.executor import CudaExecutor, CudaLaunch
+from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.engine import Engine
+from services.gpu_worker.executor import Chunk
 from services.gpu_worker.kv_cache import KVShape, PagePool
 from services.gpu_worker.model_config import decoder_config
 from services.gpu_worker.rope import Rope
@@ -119,28 +122,30 @@ class Probe:
         ]
         tokens: list[list[int]] = [[] for _ in prompts]
         logits: list[list[torch.Tensor]] = [[] for _ in prompts]
-        take = self.executor.seat
+        seat_sequence, launch_step = self.executor.seat, self.executor.launch
 
-        def note(sequence: Sequence) -> None:
+        def seat(sequence: Sequence) -> None:
             self.ids[sequence.seat] = sequence.id
-            take(sequence)
+            seat_sequence(sequence)
 
-        self.executor.seat = note  # type: ignore[method-assign]
+        def launch(decode: DecodeSet, chunks: Many[Chunk]) -> CudaLaunch:
+            launched = launch_step(decode, chunks)
+            seats = [*decode.seats.tolist(), *(one.sequence.seat for one in chunks if one.step.wants_logits)]
+            for row, number in enumerate(seats):
+                logits[self.ids[number]].append(self.executor._logits[row].clone())
+            return launched
+
+        self.executor.seat = seat  # type: ignore[method-assign]
+        self.executor.launch = launch  # type: ignore[method-assign]
         self.engine.apply(Plan(epoch=self.engine.epoch, number=1, commands=list(admits)))
         while self.engine.step() is not None:
-            self._collect(logits)
+            pass
         report = self.engine.take_report()
         assert report is not None
         for shard in report.tokens.values():
             for sequence_id, token in zip(shard.sequence_ids, shard.token_ids, strict=True):
                 tokens[sequence_id].append(token)
-        return [(got, torch.stack(rows)[:num_tokens]) for got, rows in zip(tokens, logits, strict=True)]
-
-    def _collect(self, logits: list[list[torch.Tensor]]) -> None:
-        """The rows of the step launched last; once more after the last step, which is cut off."""
-        for row, seat in enumerate(self.executor._rows.logit_seats.tolist()):
-            if seat >= 0:
-                logits[self.ids[seat]].append(self.executor._logits[row].clone())
+        return [(got, torch.stack(rows)) for got, rows in zip(tokens, logits, strict=True)]
 
 
 def noise(out: torch.Tensor, reference: torch.Tensor) -> float:
