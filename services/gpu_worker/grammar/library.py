@@ -20,7 +20,7 @@ from services.gpu_worker import metrics
 from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
-from shared.grammar import INDEX_KEY, XGRAMMAR, CompiledGrammar, decode
+from shared.grammar import INDEX_KEY, XGRAMMAR, XGRAMMAR_SOURCE, CompiledGrammar, decode
 from shared.streams import LOST_CONNECTION, Bus, backoff
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class GrammarLibrary:
 
 def compiled_from(record: CompiledGrammar, vocabulary: Vocabulary) -> Compiled:
     """Takes milliseconds to a second. Raises InternalError when it does not fit this worker."""
-    if record.engine == XGRAMMAR:
+    if record.engine in (XGRAMMAR, XGRAMMAR_SOURCE):
         from services.gpu_worker.grammar import xgrammar_engine  # not before there is a grammar: it takes a while
 
         return xgrammar_engine.load(record, vocabulary)

@@ -12,7 +12,7 @@ import xgrammar
 from services.gpu_worker.grammar.matcher import I32, bit_of
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError
-from shared.grammar import CompiledGrammar
+from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, from_source
 
 MAX_THREADS = 16
 WORTH_THREADS_S = 0.002
@@ -36,13 +36,20 @@ _head = msgspec.json.Decoder(_Serialized)
 def load(record: CompiledGrammar, vocabulary: Vocabulary) -> "XGrammarCompiled":
     """Takes milliseconds to a second. Raises InternalError when it does not fit this worker."""
     try:
-        metadata = _head.decode(record.serialized).tokenizer_metadata
-        if metadata.vocab_size != vocabulary.vocab_size:
+        if record.engine == XGRAMMAR_SOURCE:
+            vocab_size, stop_token_ids = record.vocab_size, record.stop_token_ids
+        else:
+            metadata = _head.decode(record.serialized).tokenizer_metadata
+            vocab_size, stop_token_ids = metadata.vocab_size, tuple(metadata.stop_token_ids)
+        if vocab_size != vocabulary.vocab_size:
             raise InternalError(
-                f"the grammar was compiled for {metadata.vocab_size} tokens; the model has {vocabulary.vocab_size}"
+                f"the grammar was compiled for {vocab_size} tokens; the model has {vocabulary.vocab_size}"
             )
-        info = vocabulary.info(tuple(metadata.stop_token_ids))
-        grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
+        info = vocabulary.info(stop_token_ids)
+        if record.engine == XGRAMMAR_SOURCE:
+            grammar = from_source(record.source, info)
+        else:
+            grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
     except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:  # xgrammar's errors are RuntimeErrors
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise InternalError(f"the compiled grammar of this request cannot be used: {reason}") from None

@@ -25,7 +25,7 @@ GROWTH_BYTES = 128 * 2**20
 
 GRACE_S = 5.0
 
-MAX_SERIALIZED_RULES = 1000
+MAX_SERIALIZED_RULES = 150
 """The serialized form of a grammar of more rules takes longer to write and read than to compile it again."""
 
 
