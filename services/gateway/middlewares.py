@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID = "x-request-id"
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 ADMIN_PREFIX = "/v1/admin/"
 API_KEY = web.RequestKey("api_key", ApiKey)
 _SAFE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from services.gateway import admin, completions, probes, streams
+from services.gateway import admin, completions, openapi, probes, streams
 from services.gateway.middlewares import add_headers, count_and_shape_errors, require_key
 from services.gateway.state import GATEWAY, Gateway
 
@@ -22,4 +22,5 @@ def make_app(gateway: Gateway) -> web.Application:
     app.router.add_get("/health", probes.health)
     app.router.add_get("/ready", probes.ready)
     app.router.add_get("/metrics", probes.metrics)
+    app.router.add_get("/openapi.json", openapi.get)
     return app
