@@ -5,7 +5,8 @@ Raises InvalidRequest with the `param` at fault; whatever passes here has a mean
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -99,15 +100,22 @@ def parse_completion(body: bytes) -> Job:
 def _decode(
     body: bytes, decoder: msgspec.json.Decoder[R], kind: type[R], refused: Mapping[str, tuple[object, ...]]
 ) -> tuple[R, list[str]]:
-    given = decode_body(body, _fields)
-    ignored = unsupported.check(given, kind.__struct_fields__, refused)
-    return decode_body(body, decoder), ignored
+    with _bad_json_refused():
+        given = _fields.decode(body)
+        ignored = unsupported.check(given, kind.__struct_fields__, refused)
+        return decoder.decode(body), ignored
 
 
 def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """A JSON body as the decoder's type. Raises InvalidRequest that names the field."""
-    try:
+    with _bad_json_refused():
         return decoder.decode(body)
+
+
+@contextmanager
+def _bad_json_refused() -> Iterator[None]:
+    try:
+        yield
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

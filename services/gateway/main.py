@@ -117,10 +117,12 @@ async def _reload_keys(gateway: Gateway) -> None:
     path, seen = Path(settings.api_keys_file), None
     while True:
         try:
-            stat = path.stat()
+            stat = await asyncio.to_thread(path.stat)
             now = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen is not None and now != seen:
-                gateway.keys = load_keys(settings.api_key, settings.admin_api_key, settings.api_keys_file)
+                gateway.keys = await asyncio.to_thread(
+                    load_keys, settings.api_key, settings.admin_api_key, settings.api_keys_file
+                )
                 log.warning("the keys file has changed and was read again")
             seen = now
         except (OSError, ConfigError) as error:
