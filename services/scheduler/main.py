@@ -35,6 +35,8 @@ from shared.streams import EVENTS, SCHEDULE, Bus, Delivery, ToScheduler, plan_st
 TICK_S = 0.25
 DEAF_S = 2.5
 """The broker answers a read of `events` every second; when it has not for so long, not the workers are silent."""
+STRANGERS_PLANS_S = 3600
+"""How long the plans wait that a worker without a place in the books is to find when it comes back."""
 CONSUMER = "scheduler"
 """The one consumer of the group, under every leader: what one leaves pending, the next one finds."""
 
@@ -78,8 +80,11 @@ class Desk:
     async def read_reports(self) -> None:
         """From now on: what older reports say stands in the shards too, or comes with what the workers hold."""
         self._cursor = await self._bus.newest_id(EVENTS)
-        trimmed_at = time.monotonic()
+        heard_at = trimmed_at = time.monotonic()
         async for deliveries in self._bus.follow(lambda: {EVENTS: self._cursor}):
+            if self._bus.answered_at - heard_at > DEAF_S:
+                self._events.append(Deaf())  # ahead of what comes now, which may not be all that has gathered
+            heard_at = self._bus.answered_at
             if not deliveries:
                 continue
             self._events += [delivery.message for delivery in deliveries]
@@ -128,6 +133,8 @@ class Desk:
         match command:
             case SendPlan():
                 outbox.post(plan_stream(command.worker), command.plan)
+                if command.worker not in self._core.workers:
+                    outbox.expire(plan_stream(command.worker), STRANGERS_PLANS_S)
             case SendOutput():
                 outbox.post(shard_stream(command.shard), command.output)
             case Acknowledge():

@@ -217,7 +217,7 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
                 world.catch_up()
                 worker.step()
             case "settle":
-                world.apply(after=2.0)
+                world.apply(after=data.draw(st.sampled_from([0.5, 2.0, 10.0])))
     world.catch_up()
     world.run_out()
     world.check_end()

@@ -90,7 +90,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True)
 class ForgetWorker:
-    """Nobody reads this worker's plans any more."""
+    """The plans that this worker has not read are void."""
 
     worker: str
 

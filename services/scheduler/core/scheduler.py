@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 SILENT_S = 2.5  # a worker that has not been heard of for so long gets nothing new while another can take it
 TELL = 0  # the number of a plan that asks the worker what it holds
+START_OVER = 2**31 - 1  # one that no worker expects: it answers with a new epoch
 
 Event = Arrived | Abort | Hello | Progress | Holdings | Goodbye | Died | Recovered | Deaf
 
@@ -259,6 +260,16 @@ class Scheduler:
             self._commands.append(ForgetWorker(worker.name))
             self._again(waiting, now)
 
+    def _give_up(self, worker: WorkerState, now: float) -> None:
+        """A worker that is silent. Should it come back it has to start over: nothing more of this epoch counts."""
+        log.warning("worker %s: silent for %.0f s, given up", worker.name, now - worker.last_seen)
+        waiting = self._lose(worker, is_crash=True)
+        self._commands.append(ForgetWorker(worker.name))
+        self._commands.append(
+            SendPlan(worker.name, Plan(epoch=worker.epoch, number=START_OVER, commands=[], term=self.term))
+        )
+        self._again(waiting, now)
+
     def _lose(self, worker: WorkerState, *, is_crash: bool) -> list[Sequence]:
         """Forgets a worker and all it held. What its sequences have told is read first, before they go on elsewhere;
         returns those that only waited there."""
@@ -447,10 +458,7 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         for worker in list(self.workers.values()):
             if now - worker.last_seen > self._worker_lapse_s:
-                log.warning("worker %s: silent for %.0f s, given up", worker.name, now - worker.last_seen)
-                waiting = self._lose(worker, is_crash=True)
-                self._commands.append(ForgetWorker(worker.name))
-                self._again(waiting, now)
+                self._give_up(worker, now)
         if (overdue := self._recovery.sweep(now)) is not None:
             self._commands.append(overdue)
         while self._deadlines and self._deadlines[0][0] <= now:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from shared.messages import Admit, Drop, Ended, FinishReason, Grant, Held, Hello, Holdings, Plan, Progress, Retract
 from shared.packing import pack_i32, pack_i64, unpack_i32
 
+START_OVER = 2**31 - 1
 VOCABULARY = 5
 
 
@@ -91,8 +92,8 @@ class FakeWorker:
         self.kv.clear()
         return self.hello()
 
-    def step(self, plans: int = 1000) -> Progress:
-        """Applies some of the plans that wait, computes one step, reports it."""
+    def step(self, plans: int = 1000) -> Progress | Hello:
+        """Applies some of the plans that wait, computes one step, reports it; or says hello after a start over."""
         retracted: list[int] = []
         for plan in self.inbox[:plans]:
             if plan.term < self.term:
@@ -100,6 +101,9 @@ class FakeWorker:
             self.term = plan.term
             if plan.epoch == self.epoch and plan.number == 0:
                 self.is_asked = True
+            elif plan.epoch == self.epoch and plan.number == START_OVER:
+                del self.inbox[:plans]
+                return self.restart()
             elif plan.epoch == self.epoch:
                 assert plan.number == self.applied + 1
                 self.applied = plan.number

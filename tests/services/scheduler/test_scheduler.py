@@ -24,6 +24,7 @@ from shared.messages import (
     FinishReason,
     Generate,
     Goodbye,
+    Hello,
     Progress,
     Retract,
     Sampling,
@@ -380,6 +381,21 @@ def test_output_that_a_dead_worker_did_not_report_is_not_computed_again() -> Non
     assert world.scheduler.sequences[sequence].num_output == 3
     world.run_out()
     assert min(lives.outputs[sequence]) == 3
+    world.check_end()
+
+
+def test_a_worker_that_comes_back_after_it_was_given_up_starts_over() -> None:
+    """What it would write in its old epoch counts for nobody: the shards are fenced against it."""
+    worker = FakeWorker(num_pages=64)
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 10)
+    step(world, 3)
+    world.apply(after=10.0)
+    assert not world.scheduler.workers
+    assert isinstance(worker.step(), Hello)
+    assert worker.epoch == 2
+    world.apply(worker.hello())
+    world.run_out()
     world.check_end()
 
 

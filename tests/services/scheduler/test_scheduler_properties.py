@@ -85,7 +85,7 @@ def test_any_history_keeps_the_ledger_and_the_answers(data: st.DataObject) -> No
                 world.catch_up()
                 worker.step()
             case "settle":
-                world.apply(after=2.0)
+                world.apply(after=data.draw(st.sampled_from([0.5, 2.0, 10.0])))
     world.catch_up()
     world.run_out()
     world.check_end()

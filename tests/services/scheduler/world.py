@@ -3,7 +3,16 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from services.scheduler.core.effects import Acknowledge, Arrived, Command, ReadShards, Recovered, SendOutput, SendPlan
+from services.scheduler.core.effects import (
+    Acknowledge,
+    Arrived,
+    Command,
+    Quarantine,
+    ReadShards,
+    Recovered,
+    SendOutput,
+    SendPlan,
+)
 from services.scheduler.core.scheduler import Event, Scheduler
 from shared.messages import Ended, FinishReason, Generate, Progress, Sampling
 from shared.packing import pack_i32
@@ -33,7 +42,7 @@ class World:
             match command:
                 case SendPlan():
                     self.workers[command.worker].inbox.append(command.plan)
-                case Acknowledge():
+                case Acknowledge() | Quarantine():
                     self.acknowledged.append(command.entry_id)
                 case SendOutput():
                     self.told += command.output.ended
