@@ -520,7 +520,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
 
     at: when this was written. model, max_model_len: what a worker or tokenizer serves. address: where a gateway reads
     its replies (`reply:ADDRESS`); another one after every start, so that the sequences of a start that ended are told
-    from those of the next."""
+    from those of the next. version: of Sapwood, empty if it is not installed as a package; protocol:
+    `PROTOCOL_VERSION`."""
 
     service: str
     instance: str
@@ -532,3 +533,5 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     max_model_len: int | None = None
     address: str = ""
+    version: str = ""
+    protocol: int = PROTOCOL_VERSION

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
@@ -22,6 +23,13 @@ SWEEP_S = 30.0
 SERVICES = ("gateway", "tokenizer", "scheduler", "gpu_worker")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Instance)
+
+
+def _version() -> str:
+    try:
+        return version("sapwood")
+    except PackageNotFoundError:
+        return ""
 
 
 def is_fresh(instance: Instance, now: float) -> bool:
@@ -58,6 +66,7 @@ class Registry:
             started_at=time.time(),
             at=time.time(),
             is_ready=False,
+            version=_version(),
         )
 
     def update(

@@ -1,6 +1,7 @@
-"""`sapwood serve`, `sapwood chat`, `sapwood bench`, `sapwood model`.
+"""`sapwood serve`, `sapwood chat`, `sapwood bench`, `sapwood doctor`, `sapwood model`.
 
-Exit codes: 0 done or stopped by a signal, 1 a failure told in one line, 2 a wrong command line."""
+Exit codes: 0 done or stopped by a signal, 1 a failure told in one line or something that the doctor found, 2 a wrong
+command line."""
 
 import argparse
 import asyncio
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from services.launcher import chat, default_model, serve
 from services.launcher.bench import kernels, serving
+from services.launcher.doctor import command as doctor
 from services.launcher.flags import ServeSettings, add_serve_flags
 from services.launcher.preflight import check_model_folder
 from services.launcher.screen import Screen
@@ -32,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 chat.run(arguments)
             case "bench":
                 if not _bench(arguments):
+                    sys.exit(EXIT_FAILURE)
+            case "doctor":
+                if not doctor.run(arguments, screen):
                     sys.exit(EXIT_FAILURE)
             case "model":
                 print(check_model_folder(arguments.path) if arguments.path else asyncio.run(default_model.prepare()))
@@ -65,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve_flags(serving)
     chat.add_flags(commands.add_parser("chat", help="a conversation in the terminal", allow_abbrev=False))
     _add_bench_flags(commands.add_parser("bench", help="how fast a server is, or the kernels"))
+    doctor.add_flags(commands.add_parser("doctor", help="what is wrong with a running set", allow_abbrev=False))
     model = commands.add_parser("model", help="make the default model if it is not there, and print its folder")
     model.add_argument("path", nargs="?", default="", help="a model's folder: only check that it is one")
     return parser

@@ -31,7 +31,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 def summary(streams: Sequence[Stream], struck: Sequence[Struck]) -> dict[str, Any]:
     """Counts, and recovery times in seconds by kind."""
     gaps = longest_gaps(streams, struck)
-    kinds = {}
+    kinds: dict[str, dict[str, float]] = {}
     for label in sorted(gaps):
         count = sum(one.blow.label == label for one in struck)
         waits = gaps[label]

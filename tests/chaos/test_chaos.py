@@ -114,4 +114,4 @@ async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
         assert not faults(streams, alone), cluster.tails()
         assert not cluster.deaths()
         await cluster.until_ready()
-        await assert_clean(cluster, broker)
+        await assert_clean(broker)
