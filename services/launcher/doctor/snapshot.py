@@ -77,9 +77,9 @@ async def look(bus: Bus) -> Snapshot:
     snapshot.lengths[EVENTS.name] = await _length(bus, EVENTS.name)
     await _look_at_shards(bus, snapshot)
     await _look_at_keys(bus, snapshot)
-    leader = await bus.client.get(bus.key("scheduler-leader"))
+    leader: Any = await bus.client.get(bus.key("scheduler-leader"))
     snapshot.leader = None if leader is None else leader.decode().partition("/")[0]
-    books = await bus.client.get(bus.key(LEDGER_KEY))
+    books: Any = await bus.client.get(bus.key(LEDGER_KEY))
     snapshot.ledger = None if books is None else _ledger.decode(books)
     return snapshot
 
@@ -99,7 +99,8 @@ async def _broker(bus: Bus) -> Broker:
 
 
 async def _look_at_instances(bus: Bus, snapshot: Snapshot) -> None:
-    for name, value in (await bus.client.hgetall(bus.key("instances"))).items():
+    registered: Any = await bus.client.hgetall(bus.key("instances"))
+    for name, value in registered.items():
         try:
             snapshot.instances.append(_instance.decode(value))
         except msgspec.DecodeError:

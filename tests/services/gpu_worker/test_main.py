@@ -32,6 +32,7 @@ from shared.messages import (
     Goodbye,
     Grant,
     Hello,
+    Holdings,
     Open,
     Output,
     Plan,
@@ -42,7 +43,7 @@ from shared.messages import (
 from shared.packing import pack_i32, unpack_i32, unpack_i64
 from shared.registry import Registry
 from shared.service import Context
-from shared.streams import EVENTS, Bus, plan_stream, shard_stream
+from shared.streams import EVENTS, Bus, FromWorker, plan_stream, shard_stream
 from tests.services.gpu_worker.fake_runner import FakeRunner, expected_outputs
 from tests.services.gpu_worker.grammar import toy
 
@@ -71,7 +72,7 @@ class Scheduler:
     task: "asyncio.Task[None]"
     number: int = 0
     cursor: str = "0"
-    events: list[Hello | Progress | Goodbye] = field(default_factory=list)
+    events: list[FromWorker] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], object], patience_s: float = 10) -> None:
         """Reads events until the condition holds."""
@@ -186,6 +187,29 @@ async def test_a_lease_runs_on_without_messages_and_stalls_at_its_end(bus: Bus) 
         scheduler.plan(Grant(sequence_id=1, pages=pack_i32(range(3, 12))))
         await scheduler.until(lambda: scheduler.ended(1))
         assert scheduler.tokens(1) == expected_outputs([1, 2], 30)
+
+
+async def test_a_new_scheduler_is_told_what_the_worker_holds_and_an_old_one_is_heeded_no_more(bus: Bus) -> None:
+    async with a_worker(bus, FakeRunner()) as scheduler:
+        epoch = scheduler.hellos[0].epoch
+        scheduler.plan(an_admit(1, [1, 2], [0, 1, 2], 30), an_admit(2, [3], [3], 2))
+        await scheduler.until(lambda: scheduler.ended(2) and scheduler.progress[-1].stalled)
+        bus.outbox.post(plan_stream(WORKER), Plan(epoch=epoch, number=0, commands=[], term=7))
+        await scheduler.until(lambda: isinstance(scheduler.events[-1], Holdings))
+        said, told = scheduler.events[-1], scheduler.progress[-1]
+        assert isinstance(said, Holdings)
+        assert said.hello == scheduler.hellos[0]
+        assert (said.applied, said.number) == (1, told.number)
+        (held,) = said.sequences
+        assert (held.sequence_id, held.num_outputs, list(unpack_i32(held.page_table))) == (1, 11, [0, 1, 2])
+        old = Plan(epoch=epoch, number=2, commands=[Drop(sequence_ids=[1])], term=6)
+        new = Plan(epoch=epoch, number=2, commands=[Grant(sequence_id=1, pages=pack_i32(range(4, 12)))], term=7)
+        bus.outbox.post(plan_stream(WORKER), old)
+        bus.outbox.post(plan_stream(WORKER), new)
+        await scheduler.until(lambda: scheduler.ended(1))
+        assert scheduler.tokens(1) == expected_outputs([1, 2], 30)
+        assert [one.number for one in scheduler.progress] == list(range(1, len(scheduler.progress) + 1))
+        assert len(scheduler.hellos) == 1
 
 
 async def test_retract_is_answered_after_the_last_token(bus: Bus) -> None:

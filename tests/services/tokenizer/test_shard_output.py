@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from services.tokenizer.decode import Detokenizer
 from services.tokenizer.shard_output import DEADLINE_GRACE_S, GATEWAY_GONE_S, SILENCE_S, Replies, ShardOutput
 from shared.errors import ErrorBody
-from shared.messages import Ended, Finished, FinishReason, Open, Output
+from shared.messages import Ended, Fence, Finished, FinishReason, Open, Output
 from shared.packing import pack_i32, pack_i64
 
 TEXT = "the cat 🎉 sat on the mat and 你好 to the dog"
@@ -130,6 +130,22 @@ def test_any_delivery_gives_the_same_text(
     again, _ = run(detokenizer, *log)
     assert again.texts == reader.texts
     assert again.finished == reader.finished
+
+
+def test_what_comes_behind_a_fence_is_not_used(detokenizer: Detokenizer) -> None:
+    """A worker that was only slow goes on writing while its sequences run elsewhere already."""
+    token_ids, other = encode(detokenizer, "The cat sat"), encode(detokenizer, "The dog ran")
+    shard, reader = ShardOutput(detokenizer), Reader()
+    shard.open(opened(1), "1-0", 100.0)
+    shard.output(tokens((1, 0, token_ids[0]), worker="slow", epoch=1), 100.0)
+    shard.fence(Fence(worker="slow", epoch=1))
+    late = [(1, index, token_id) for index, token_id in enumerate(other)][1:]
+    assert shard.output(tokens(*late, worker="slow", epoch=1, ended=[stopped(1, len(other))]), 100.0) == 0
+    rest = [(1, index, token_id) for index, token_id in enumerate(token_ids)][1:]
+    shard.output(tokens(*rest, worker="slow", epoch=2, ended=[stopped(1, len(token_ids))]), 100.0)
+    reader.take(shard)
+    assert reader.texts == {1: "The cat sat"}
+    assert reader.finished[1].num_tokens == len(token_ids)
 
 
 def test_plain_text_and_counts(detokenizer: Detokenizer) -> None:

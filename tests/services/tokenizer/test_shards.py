@@ -73,6 +73,19 @@ async def test_a_dead_owners_shards_move_on(bus: Bus) -> None:
     assert one.shards == set()
 
 
+async def test_the_shards_of_an_owner_known_to_be_down_move_on_at_once(bus: Bus) -> None:
+    one, two, three = Member(bus, "one", 4), Member(bus, "two", 4), Member(bus, "three", 4)
+    await settle(one, two)
+    two.leases.down = frozenset(["one"])
+    two.leases.live = frozenset(["two"])
+    await two.leases.tick()
+    assert two.shards == {0, 1, 2, 3}
+    three.leases.down = frozenset(["one"])  # a view of before: the shards are in other hands by now
+    three.leases.live = frozenset(["three"])
+    await three.leases.tick()
+    assert three.shards == set()
+
+
 async def test_a_lease_lapses_by_itself_and_is_renewed_while_alive(bus: Bus) -> None:
     one = Member(bus, "one", 1)
     await one.leases.tick()
