@@ -14,7 +14,8 @@ MAX_CHOICES = 16
 MAX_LENGTH = 400
 ANSWER_ID = r"(?:chatcmpl|cmpl)-[0-9a-f]{32}"
 _PLACE = r"(?:-|[0-9]{1,9}e?)"
-_FORM = re.compile(rf"({ANSWER_ID}):({_PLACE}(?:,{_PLACE}){{0,{MAX_CHOICES - 1}}})(u?)", re.ASCII)
+EVENT_ID = rf"({ANSWER_ID}):({_PLACE}(?:,{_PLACE}){{0,{MAX_CHOICES - 1}}})(u?)"
+_FORM = re.compile(EVENT_ID, re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,8 @@ def _decode(
     body: bytes, decoder: msgspec.json.Decoder[R], kind: type[R], refused: Mapping[str, tuple[object, ...]]
 ) -> tuple[R, list[str]]:
     with _bad_json_refused():
+        if not body.isascii():
+            body.decode()  # decoders look at no text that they skip, and others read that later
         given = _fields.decode(body)
         ignored = unsupported.check(given, kind.__struct_fields__, refused)
         return decoder.decode(body), ignored

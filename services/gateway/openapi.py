@@ -12,6 +12,7 @@ from msgspec import Meta, Raw, Struct
 
 from services.gateway import answers
 from services.gateway.admin import Accepted, LoadReport, ProfileRequest
+from services.gateway.event_id import EVENT_ID
 from services.gateway.openai_types import ChatRequest, CompletionRequest
 from services.gateway.replies import json_response
 
@@ -152,7 +153,11 @@ class Header:
 
 _REQUEST_ID = Header("X-Request-Id", "comes back with the answer", {"type": "string"})
 _TRACEPARENT = Header("traceparent", "W3C trace context", {"type": "string"})
-_LAST_EVENT = Header("Last-Event-ID", "the last event that the client has of the stream", {"type": "string"})
+_LAST_EVENT = Header(
+    "Last-Event-ID",
+    "the last event that the client has of the stream; empty: none",
+    {"type": "string", "pattern": f"^({EVENT_ID})?$"},
+)
 _TIMEOUT = Header("X-Request-Timeout", "seconds for the whole answer", {"type": "number", "exclusiveMinimum": 0})
 _IDEMPOTENCY = Header(
     "Idempotency-Key",
@@ -348,4 +353,10 @@ def _documented(kind: type[Struct]) -> Any:
             fields.append((field.name, annotation))
         else:
             fields.append((field.name, annotation, None if field.type is Raw else field.default))
-    return msgspec.defstruct(kind.__name__, fields, kw_only=True, namespace={"__doc__": kind.__doc__})
+    return msgspec.defstruct(
+        kind.__name__,
+        fields,
+        kw_only=True,
+        namespace={"__doc__": kind.__doc__},
+        forbid_unknown_fields=kind.__struct_config__.forbid_unknown_fields,
+    )

@@ -145,6 +145,34 @@ def test_bodies_are_jobs_or_refusals(body: bytes, parse: Callable[[bytes], Any])
         assert job.n >= 1
 
 
+NASTY = (
+    b'{"\x80":1}',
+    b'"\x80"',
+    b'{"regex":"\x80"}',
+    b'{"type":"json_schema","json_schema":{"name":"\x80"}}',
+    b'{"type":"structural_tag","\xff":1}',
+    b'["\xc3("]',
+    b'"\\ud800"',
+    b"[" * 2000 + b"]" * 2000,
+    b'{"json":' + b"[" * 2000 + b"]" * 2000 + b"}",
+    b"1e999",
+    b"-0",
+    b"1" * 5000,
+)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({field.encode_name for field in msgspec.structs.fields(ChatRequest)} | {"zebra"})
+)
+def test_every_field_bears_what_is_no_text(name: str) -> None:
+    """Broken text and deep nesting, also where a decoder passes them on unread."""
+    for value in NASTY:
+        with contextlib.suppress(InvalidRequest):
+            parse_chat(b'{"model":"m","messages":[{"role":"user","content":"a"}],"%b":%b}' % (name.encode(), value))
+        with contextlib.suppress(InvalidRequest):
+            parse_completion(b'{"model":"m","prompt":"a","%b":%b}' % (name.encode(), value))
+
+
 header_values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E) | st.sampled_from("éÿ"), max_size=30)
 header_values |= st.sampled_from(["chatcmpl-" + "a" * 32 + ":1", "cmpl-" + "0" * 32 + ":-,3e,0u", "1e3", "k" * 300])
 
