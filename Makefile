@@ -17,6 +17,14 @@ PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Tests of parts side by side, with one thread of torch's each; then those of the whole system, which want all cores.
+ifeq ($(strip $(ARGS)),)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/services tests/shared && \
+	$(BIN)/python -m pytest tests/e2e tests/chaos tests/gpu
+else
+PYTEST = $(BIN)/python -m pytest $(ARGS)
+endif
+
 .PHONY: serve test check format clean
 .DELETE_ON_ERROR:
 
@@ -24,13 +32,13 @@ serve: $(VENV)/serve.stamp
 	exec $(BIN)/sapwood serve $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST)
 
 format: $(VENV)/check.stamp
 	$(BIN)/ruff check --fix .
