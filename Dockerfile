@@ -1,6 +1,6 @@
 # One file, three images:
-#   service      gateway, tokenizer, scheduler: no torch
-#   worker       everything, with torch for the CPU; also runs `sapwood serve` alone
+#   service      gateway, scheduler: no torch
+#   worker       everything, with torch for the CPU: gpu_worker, tokenizer (xgrammar imports torch), `sapwood serve` alone
 #   worker-cuda  as worker, with CUDA
 #
 # Dependencies are installed before the code is copied, so that a change of code rebuilds in seconds.
@@ -18,11 +18,11 @@ COPY pyproject.toml ./
 RUN touch README.md LICENSE
 
 FROM base AS service
-RUN python -m pip install '.[gateway,tokenizer,scheduler]'
+RUN python -m pip install '.[gateway,scheduler]'
 COPY shared ./shared
 COPY services ./services
 USER sapwood
-# say which: python -m services.gateway, services.tokenizer or services.scheduler
+# say which: python -m services.gateway or services.scheduler
 CMD ["python", "-m", "services.gateway", "--host=0.0.0.0"]
 
 FROM base AS worker-base
