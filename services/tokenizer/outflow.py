@@ -133,6 +133,9 @@ class Outflow:
                 if late := output.late(time.time()):
                     log.warning("%d sequences of %s given up", len(late), stream.name)
                     output.cancel(late, "the answer stopped coming")
+                if torn := output.torn(time.time()):
+                    log.error("%d sequences of %s have lost a part of their output", len(torn), stream.name)
+                    output.cancel(torn, "a part of the answer was lost by the broker")
             self._reply()
             for stream, output in self._owned.items():
                 needed = output.oldest_needed()

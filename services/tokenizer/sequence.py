@@ -105,6 +105,11 @@ class SequenceOutput:
         if self._ended is not None:
             self.end(self._ended)
 
+    @property
+    def has_gap(self) -> bool:
+        """Whether tokens, or the end, have come ahead of others that are still missing."""
+        return self.finished is None and (bool(self._early) or self._ended is not None)
+
     def end(self, ended: Ended) -> None:
         """The worker's or scheduler's word that the sequence is over. A regular end waits for its tokens."""
         if self.finished is not None:

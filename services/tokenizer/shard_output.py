@@ -19,6 +19,9 @@ GATEWAY_GONE_S = 20.0
 """Sequences of a gateway that was not heard of for so long are cancelled, unless somebody else wants them. Longer than
 a heartbeat's lapse: a gateway that was stopped for a moment finds its requests as they were."""
 
+GAP_S = 10.0
+"""What is missing between tokens that are there comes within this time, or never."""
+
 DEADLINE_GRACE_S = 60.0
 """A sequence is given up that long after its deadline."""
 
@@ -55,6 +58,7 @@ class ShardOutput:
         self._sequences: dict[int, SequenceOutput] = {}  # in the order of their `Open`
         self._touched: dict[int, SequenceOutput] = {}
         self._ended: dict[int, None] = {}
+        self._gaps: dict[int, tuple[int, float]] = {}  # sequence -> tokens before its gap, and since when
         self._fenced: dict[tuple[str, int], None] = {}  # (worker, epoch) whose output counts no more
 
     def __len__(self) -> int:
@@ -142,6 +146,18 @@ class ShardOutput:
     def late(self, now: float) -> list[SequenceOutput]:
         """Sequences long past their deadline or long silent, which nobody will end."""
         return [sequence for sequence in self._sequences.values() if self._is_late(sequence, now)]
+
+    def torn(self, now: float) -> list[SequenceOutput]:
+        """Sequences of whose output a part is missing that will not come: the broker has lost it. To be asked
+        regularly."""
+        gaps = {one.sequence_id: one for one in self._sequences.values() if one.has_gap}
+        self._gaps = {
+            sequence_id: self._gaps[sequence_id]
+            if self._gaps.get(sequence_id, (-1, now))[0] == sequence.num_tokens
+            else (sequence.num_tokens, now)
+            for sequence_id, sequence in gaps.items()
+        }
+        return [gaps[sequence_id] for sequence_id, (_, since) in self._gaps.items() if now - since > GAP_S]
 
     def cancel(self, sequences: Iterable[SequenceOutput], reason: str) -> None:
         """Ends sequences that are in flight with a 503: they are aborted, and should their gateway yet live it is

@@ -148,6 +148,26 @@ def test_what_comes_behind_a_fence_is_not_used(detokenizer: Detokenizer) -> None
     assert reader.finished[1].num_tokens == len(token_ids)
 
 
+def test_a_gap_that_is_not_filled_ends_the_sequence_with_a_503(detokenizer: Detokenizer) -> None:
+    """A broker that failed may have lost the last second of what was written to it."""
+    token_ids = encode(detokenizer, "The cat sat on the mat")
+    shard, reader = ShardOutput(detokenizer), Reader()
+    for sequence_id in (1, 2, 3):
+        shard.open(opened(sequence_id), "1-0", 100.0)
+        shard.output(tokens((sequence_id, 0, token_ids[0])), 100.0)
+    shard.output(tokens((1, 2, token_ids[2])), 100.0)  # the one before it was lost
+    shard.output(Output(ended=[stopped(2, 5)]), 100.0)  # as were all before this end
+    assert shard.torn(100.0) == []
+    shard.output(tokens((2, 1, token_ids[1])), 105.0)  # but not this one: it was only late
+    assert shard.torn(109.0) == []
+    assert [one.sequence_id for one in shard.torn(111.0)] == [1]
+    shard.cancel(shard.torn(120.0), "a part of the answer was lost by the broker")
+    reader.take(shard)
+    assert {one.sequence_id: one.error.status for one in reader.finished.values() if one.error} == {1: 503, 2: 503}
+    assert sorted(reader.aborts) == [1, 2]
+    assert shard.torn(1000.0) == []
+
+
 def test_plain_text_and_counts(detokenizer: Detokenizer) -> None:
     token_ids = encode(detokenizer, TEXT)
     reader, _ = run(
