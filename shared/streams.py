@@ -19,7 +19,15 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 import redis.asyncio
-from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 
 from shared.errors import BusError, ConfigError
 from shared.messages import (
@@ -47,7 +55,9 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=msgspec.Struct)
 
 DEAD_LETTERS_KEPT = 1000
-LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
+"""What may pass: the broker is away, or takes no writes now."""
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -366,11 +376,11 @@ class Bus:
         assert stream.group is not None
         try:
             await self.client.xgroup_create(self.key(stream.name), stream.group, id="0", mkstream=True)
+        except LOST_CONNECTION:
+            await backoff(1)
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
-        except LOST_CONNECTION:
-            await backoff(1)
 
     async def follow(
         self,

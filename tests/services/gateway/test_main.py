@@ -1,7 +1,9 @@
 """Starting, stopping, and outliving the parts around."""
 
 import asyncio
+import hashlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -151,3 +153,26 @@ async def test_a_gateway_that_stops_takes_nothing_new(start: Any, backend: Any) 
     backend.answer(request, ["x"])
     assert (await call)[0] == 200
     await asyncio.wait_for(stopping, 5)
+
+
+async def test_a_broker_without_memory_is_a_503_and_no_end(start: Any, backend: Any, bus: Bus, tmp_path: Path) -> None:
+    """What cannot wait in the outbox is refused; the gateway goes on, and so does everything once there is room."""
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[key]]\nname = "a"\nsha256 = "{hashlib.sha256(b"k").hexdigest()}"\nrequests_per_minute = 100\n')
+    gateway = await start(outage_patience_s=0.5)
+    limited = await start(instance="g2", outage_patience_s=0.5, api_keys_file=str(keys))
+    waiting = asyncio.create_task(gateway.post(URL, CHAT))
+    request = await backend.next()
+    await bus.client.config_set("maxmemory", 1)
+    try:
+        status, _, response = await gateway.post(URL, CHAT, headers={"Idempotency-Key": "k"})
+        assert (status, response.headers["Retry-After"]) == (503, "1")
+        assert (await limited.post(URL, CHAT, headers={"Authorization": "Bearer k"}))[0] == 503
+        await asyncio.sleep(2.5)  # heartbeats and all
+    finally:
+        await bus.client.config_set("maxmemory", 0)
+    backend.answer(request, ["x"])
+    assert (await waiting)[0] == 200
+    backend.texts = ["x"]
+    assert (await gateway.post(URL, CHAT, headers={"Idempotency-Key": "k"}))[0] == 200
+    assert (await limited.post(URL, CHAT, headers={"Authorization": "Bearer k"}))[0] == 200
