@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.greedy_outputs --model-path DIR --device cpu --out cpu.json
     python -m benchmarks.gpu.greedy_outputs --model-path DIR --device cuda --against cpu.json
 
-Prompts are passages of 5 to 1,500 tokens of this project's pages; answers have 32 tokens. Float32 unless told otherwise. Exit code 1 when an answer differs.
+Prompts are passages of 5 to 1,500 tokens of this project's pages; answers have 32 tokens. Float32 unless told
+otherwise. Exit code 1 when an answer differs.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.step_times --model-path DIR [--batch 1,8,64] [--context 600] [--shared 0] [--profile FILE]
 
-Weights are random. For every batch size: that many sequences with `context` tokens each (of which the first `shared` are
-the same in 16 groups of them), prefilled through the engine, then steady decode. Prints what a step takes by the clock,
-what the host spends on it, and how much of the time the GPU computes.
+Weights are random. For every batch size: that many sequences with `context` tokens each (of which the first `shared`
+are the same in 16 groups of them), prefilled through the engine, then steady decode. Prints what a step takes by the
+clock, what the host spends on it, and how much of the time the GPU computes.
 """
 
 import argparse
@@ -100,8 +100,8 @@ class Bench:
         busy = self.busy(profile, steps=20)
         host_ms = self.host_ms(steps=20)
         print(
-            f"batch {batch:4d} context {context:5d} shared {shared:5d}: prefill {num_prefill / prefill_s:9.0f} tok/s in "
-            f"{prefill_steps} steps; decode {step_ms:7.3f} ms/step, {batch / step_ms * 1e3:8.0f} tok/s, "
+            f"batch {batch:4d} context {context:5d} shared {shared:5d}: prefill {num_prefill / prefill_s:9.0f} tok/s "
+            f"in {prefill_steps} steps; decode {step_ms:7.3f} ms/step, {batch / step_ms * 1e3:8.0f} tok/s, "
             f"host {host_ms:.3f} ms, GPU busy {busy:.1%}",
             flush=True,
         )

@@ -1,6 +1,5 @@
 """Seats whose requests ask for more than temperature and filters: penalties, biases, a least number of tokens."""
 
-
 from collections.abc import Sequence as Many
 
 import numpy as np
