@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 
 from services.gateway.call import Call, Choice
 from shared.errors import ErrorBody, Unavailable
@@ -34,6 +35,7 @@ class Inbox:
         self._calls: dict[str, Call] = {}  # oldest first
         self._lately: deque[tuple[float, int]] = deque()  # kept calls that ended: (until, ms of their cursor)
         self.address = address
+        self.fail_others: Callable[[ErrorBody], None] = lambda _: None
         self.stream = reply_stream(address)
         self.cursor = "0-0"
 
@@ -60,9 +62,10 @@ class Inbox:
             self._by_sequence.pop(choice.sequence_id, None)
 
     def fail_all(self, error: ErrorBody) -> None:
-        """Ends every call in flight."""
-        for call in self._calls.values():
+        """Ends every call in flight, and those that read other streams."""
+        for call in list(self._calls.values()):
             call.fail(error)
+        self.fail_others(error)
 
     def deliver(self, message: ToGateway, now: float) -> None:
         """now: time.monotonic()."""

@@ -23,7 +23,7 @@ from services.gateway.call import Call
 from services.gateway.follower import Follower, Followers
 from services.gateway.inbox import Inbox
 from services.gateway.record import Record
-from shared.errors import ErrorBody, Unavailable
+from shared.errors import Unavailable
 from shared.messages import Abort, Tokenize
 from shared.streams import LOST_CONNECTION, SCHEDULE, TOKENIZE, Bus, backoff
 
@@ -95,6 +95,7 @@ class Keeper:
         self._max_bytes = max_bytes
         self._patience_s = patience_s
         self._followers = Followers(bus)
+        inbox.fail_others = self._followers.fail_all
         self._held: dict[str, Held] = {}
         self._beginning: set[asyncio.Task[Record | Held]] = set()
         self._readings: set[Reading] = set()
@@ -299,10 +300,6 @@ class Keeper:
             else:
                 continue
             await self._bus.client.set(self._bus.key(name), value, nx=True, px=int(self._grace_s * 1000))
-
-    def fail_all(self, error: ErrorBody) -> None:
-        """Ends every answer that is read here; those made here end by the inbox."""
-        self._followers.fail_all(error)
 
     def hand_over(self) -> bool:
         """On stop: leaves the answers that are being made to the gateways that their readers go to. False: there are

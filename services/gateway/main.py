@@ -108,7 +108,6 @@ async def _end_hopeless(gateway: Gateway) -> None:
             log.error("no %s; %d requests end", ", no ".join(deployment.absent), gateway.load.requests)
             error = Unavailable(f"Not ready: no {', no '.join(deployment.absent)}.", retry_after_s=RETRY_AFTER_S).body()
             gateway.inbox.fail_all(error)
-            gateway.keeper.fail_all(error)
 
 
 async def _reload_keys(gateway: Gateway) -> None:
@@ -141,7 +140,6 @@ async def _drain(gateway: Gateway, site: web.TCPSite) -> bool:
     if gateway.load.requests:
         log.warning("stopping with %d requests in flight", gateway.load.requests)
         gateway.inbox.fail_all(Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S).body())
-        gateway.keeper.fail_all(Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S).body())
         await gateway.until_idle(LAST_WORDS_S)
     return is_needed
 

@@ -335,3 +335,16 @@ async def test_kept_answers_have_a_limit_in_all(start: Any, backend: Any, bus: B
     await bus.outbox.flush()
     assert 3 <= len(await keys_of(bus, "answer:*")) <= 5
     assert len(await keys_of(bus, "answer:*")) == len(await keys_of(bus, "idempotency:*"))
+
+
+async def test_readers_elsewhere_end_when_the_broker_lost_its_data(start: Any, backend: Any, bus: Bus) -> None:
+    first, second = await start(), await start(instance="g2")
+    calls = [asyncio.create_task(first.post(URL, CHAT, headers=KEY))]
+    await backend.next()
+    calls.append(asyncio.create_task(second.post(URL, CHAT, headers=KEY)))
+    await asyncio.sleep(0.3)
+    for key in await bus.client.keys(bus.key("*")):
+        if not key.endswith(b":instances"):
+            await bus.client.delete(key)
+    for call in calls:
+        assert (await asyncio.wait_for(call, 10))[0] == 503
