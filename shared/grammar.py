@@ -30,6 +30,8 @@ SIZES_KEY = "grammars:bytes"
 """Hash from key to size in bytes."""
 
 
+COMPILER_CACHE_BYTES = 32 * 2**20
+
 MAX_SOURCE_BYTES = 2**20
 """The longest schema, expression or grammar that a request may bring."""
 
@@ -40,7 +42,8 @@ class CompiledGrammar(Record, frozen=True, kw_only=True):
     engine: `xgrammar`: serialized is `CompiledGrammar.serialize_json()` in UTF-8, and source the same grammar as EBNF,
     for whoever wants to look. `xgrammar-source`: source is to be compiled, EBNF or a structural tag as JSON, which
     has been done once and takes less time than to read the serialized form (that grows with the square of the number
-    of rules); stop_token_ids and vocab_size describe the vocabulary that it was compiled for."""
+    of rules, and is read under Python's lock); stop_token_ids and vocab_size describe the vocabulary that it was
+    compiled for."""
 
     engine: str
     serialized: bytes
@@ -82,12 +85,12 @@ def decode(value: bytes) -> CompiledGrammar:
     return _decoder.decode(value)
 
 
-def from_source(source: str, info: "xgrammar.TokenizerInfo") -> "xgrammar.CompiledGrammar":
-    """The grammar of an `xgrammar-source` record. Raises RuntimeError as xgrammar does."""
+def caching_compiler(info: "xgrammar.TokenizerInfo") -> "xgrammar.GrammarCompiler":
+    """A compiler that keeps the masks of rules that it has seen, up to COMPILER_CACHE_BYTES: those that count
+    characters come again in many grammars. Safe for several threads."""
     import xgrammar
 
-    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-    return compiler.compile_grammar(parsed_source(source))
+    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=True, cache_limit_bytes=COMPILER_CACHE_BYTES)
 
 
 def parsed_source(source: str) -> "xgrammar.Grammar":

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from shared.errors import InternalError
-from shared.grammar import tokenizer_info
+from shared.grammar import caching_compiler, tokenizer_info
 
 if TYPE_CHECKING:
     import xgrammar
@@ -30,6 +30,7 @@ class Vocabulary:
         self.backend = backend
         self.vocab_size = vocab_size
         self.info = functools.lru_cache(maxsize=8)(self._info)
+        self.compiler = functools.lru_cache(maxsize=2)(self._compiler)
         self.token_bytes: list[bytes] = list(self.info(()).decoded_vocab)
         for special in self.info(()).special_token_ids:
             self.token_bytes[special] = b""
@@ -40,6 +41,10 @@ class Vocabulary:
     def _info(self, stop_token_ids: tuple[int, ...]) -> "xgrammar.TokenizerInfo":
         """The vocabulary for xgrammar; one object for the same stop ids."""
         return tokenizer_info(self.backend, self.vocab_size, list(stop_token_ids))
+
+    def _compiler(self, stop_token_ids: tuple[int, ...]) -> "xgrammar.GrammarCompiler":
+        """One for the same stop ids, as long as no more than two of them are in use."""
+        return caching_compiler(self.info(stop_token_ids))
 
     def longer_than(self, prefix: bytes) -> I64:
         """Ids of the tokens that begin with `prefix` and go on."""

@@ -12,7 +12,7 @@ import xgrammar
 from services.gpu_worker.grammar.matcher import I32, bit_of
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError
-from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, from_source
+from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, parsed_source
 
 MAX_THREADS = 16
 WORTH_THREADS_S = 0.002
@@ -45,10 +45,10 @@ def load(record: CompiledGrammar, vocabulary: Vocabulary) -> "XGrammarCompiled":
             raise InternalError(
                 f"the grammar was compiled for {vocab_size} tokens; the model has {vocabulary.vocab_size}"
             )
-        info = vocabulary.info(stop_token_ids)
         if record.engine == XGRAMMAR_SOURCE:
-            grammar = from_source(record.source, info)
+            grammar = vocabulary.compiler(stop_token_ids).compile_grammar(parsed_source(record.source))
         else:
+            info = vocabulary.info(stop_token_ids)
             grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
     except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:  # xgrammar's errors are RuntimeErrors
         reason = (str(error).splitlines() or [repr(error)])[0]

@@ -17,7 +17,15 @@ from tokenizers import Tokenizer
 from services.tokenizer.grammar.compile import to_source
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.protocol import OUT_OF_MEMORY, Answer, Compiled, Job, Ready, Refused, Setup
-from shared.grammar import XGRAMMAR, XGRAMMAR_SOURCE, CompiledGrammar, encode, parsed_source, tokenizer_info
+from shared.grammar import (
+    XGRAMMAR,
+    XGRAMMAR_SOURCE,
+    CompiledGrammar,
+    caching_compiler,
+    encode,
+    parsed_source,
+    tokenizer_info,
+)
 
 NICENESS = 10
 GROWTH_BYTES = 128 * 2**20
@@ -25,8 +33,8 @@ GROWTH_BYTES = 128 * 2**20
 
 GRACE_S = 5.0
 
-MAX_SERIALIZED_RULES = 150
-"""The serialized form of a grammar of more rules takes longer to write and read than to compile it again."""
+MAX_SERIALIZED_RULES = 40
+"""The serialized form of a grammar of more rules takes longer to read than the grammar to compile again."""
 
 
 def main(connection: Connection) -> None:
@@ -36,7 +44,7 @@ def main(connection: Connection) -> None:
     setup = msgspec.msgpack.decode(connection.recv_bytes(), type=Setup)
     info = _tokenizer_info(setup)
     connection.send_bytes(msgspec.msgpack.encode(Ready(tokenizer_info=info.serialize_json().encode())))
-    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    compiler = caching_compiler(info)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _bytes_of("size") + setup.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -14,8 +14,14 @@ from services.tokenizer.grammar.limits import MAX_GRAMMAR_CHARACTERS, MAX_RULES
 from services.tokenizer.grammar.pattern import Alt, One, Pattern, Repeat, Seq, lengths
 
 EMPTY = '""'
-BUDGET_FROM = 12
-"""A run of equal characters of at least so many is counted by xgrammar while it matches, not by states."""
+MAX_RUN = 128
+"""A run of up to so many equal characters is counted by rules, one for each character that may still come: which
+tokens fit is known when the grammar is compiled. The vocabulary is gone through for each, some milliseconds the first
+time; the compiler knows a rule again that it has seen in another grammar, and so equal runs cost nothing from then on.
+Longer runs are counted by xgrammar while it matches, which takes up to milliseconds a mask near the bound."""
+
+MAX_COUNTING_RULES = 256
+"""Of one grammar. Runs for which there is no room are left to xgrammar."""
 
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPED: Chars = charset.of("".join(ESCAPES))
@@ -32,6 +38,7 @@ class Rules:
         self._budgets: dict[str, int] = {}
         self._names: dict[tuple[str, int | None], str] = {}
         self._num_characters = 0
+        self._num_counting = 0
 
     def add(self, body: str, *, max_chars: int | None = None) -> str:
         """The name of the rule with this body. max_chars: a match has no more characters."""
@@ -43,6 +50,31 @@ class Rules:
             self.define(name, body)
             self._names[key] = name
         return self._names[key]
+
+    def run(self, part: str, least: int, most: int, end: str = EMPTY) -> str:
+        """An expression for `least` to `most` times one character, then `end`, which is one name, literal or expression
+        in parentheses. Masks tell for certain that a token fits only as far as the rules go: to `end`, if it is theirs.
+        Runs to the same end share rules."""
+        if least < most and (most > MAX_RUN or not self._has_room(part, most - least, end)):
+            budget = self.add(f"{_times(part, least)}{part}*", max_chars=most)
+            return f"({budget} {end})"
+        tail = end
+        for _ in range(most - least):
+            tail = self.add(f"{part} {tail} | {end}")
+        return f"({_times(part, least)}{tail})" if least else tail
+
+    def _has_room(self, part: str, count: int, end: str) -> bool:
+        """Whether so many rules, less those that are there already, may be added to count characters."""
+        tail, known = end, 0
+        while known < count:
+            name = self._names.get((f"{part} {tail} | {end}", None))
+            if name is None:
+                break
+            tail, known = name, known + 1
+        if self._num_counting + count - known > MAX_COUNTING_RULES:
+            return False
+        self._num_counting += count - known
+        return True
 
     def reserve(self) -> str:
         """A name to be defined later, for rules that refer to each other."""
@@ -92,6 +124,13 @@ def counted(part: str, least: int, most: int | None) -> str:
     return f"{part}{{{least}}}" if least == most else f"{part}{{{least},{'' if most is None else most}}}"
 
 
+def _times(part: str, count: int) -> str:
+    """An expression as often as that, with a space behind; written out where xgrammar would count."""
+    if count <= MAX_RUN:
+        return f"{part} " * count
+    return f"{counted(part, count, count)} "
+
+
 def one_of(chars: Chars, *, is_json: bool) -> str:
     """One character of a set. In a JSON string those that could only be written as \\u00XX are left out, unless there
     are no others."""
@@ -106,26 +145,60 @@ def one_of(chars: Chars, *, is_json: bool) -> str:
     return alternatives(parts)
 
 
-def pattern_expression(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
-    """An expression in parentheses, or one that needs none."""
+def pattern_expression(pattern: Pattern, rules: Rules, *, is_json: bool, end: str = EMPTY) -> str:
+    """An expression in parentheses, or one that needs none, for the pattern and then `end`, which is such too."""
+    match pattern:
+        case Seq(()):
+            return end
+        case Seq(parts):
+            return _sequence(parts, rules, is_json=is_json, end=end)
+        case Repeat(One(chars), least, int(most)):
+            return rules.run(one_of(chars, is_json=is_json), least, most, end)
+    inner = _element(pattern, rules, is_json=is_json)
+    return inner if end == EMPTY else f"({inner} {end})"
+
+
+def _sequence(parts: tuple[Pattern, ...], rules: Rules, *, is_json: bool, end: str) -> str:
+    """From the end to the start: a counted run goes on in what is behind it."""
+    behind: list[str] = [] if end == EMPTY else [end]
+    text = ""
+    for part in reversed(parts):
+        char = _single_char(part)
+        if char is not None:
+            text = (_json_escaped(char) if is_json else char) + text
+            continue
+        if text:
+            behind.insert(0, literal(text))
+            text = ""
+        match part:
+            case Repeat(One(chars), least, int(most)) if least < most:
+                behind = [rules.run(one_of(chars, is_json=is_json), least, most, _grouped(behind, rules))]
+            case _:
+                behind.insert(0, _element(part, rules, is_json=is_json))
+    if text:
+        behind.insert(0, literal(text))
+    return behind[0] if len(behind) == 1 else "(" + " ".join(behind) + ")"
+
+
+def _grouped(parts: list[str], rules: Rules) -> str:
+    """One literal, name or expression in parentheses for what follows one another."""
+    return EMPTY if not parts else parts[0] if len(parts) == 1 else rules.add(" ".join(parts))
+
+
+def _element(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
     match pattern:
         case One(chars):
             return one_of(chars, is_json=is_json)
-        case Seq(()):
-            return EMPTY
-        case Seq(parts):
-            text = _literal_text(parts)
-            if text is not None:
-                return literal("".join(_json_escaped(char) for char in text) if is_json else text)
-            return "(" + " ".join(pattern_expression(part, rules, is_json=is_json) for part in parts) + ")"
+        case Seq():
+            return pattern_expression(pattern, rules, is_json=is_json)
         case Alt(()):
             raise AssertionError("a pattern that nothing matches has no expression")
         case Alt(parts):
             return alternatives(pattern_expression(part, rules, is_json=is_json) for part in parts)
+        case Repeat(One(chars), least, int(most)):
+            return rules.run(one_of(chars, is_json=is_json), least, most)
         case Repeat(part, least, most):
             inner = pattern_expression(part, rules, is_json=is_json)
-            if isinstance(part, One) and most is not None and most >= BUDGET_FROM and most != least:
-                return rules.add(f"{counted(inner, least, least)} {inner}*", max_chars=most)
             is_atom = not isinstance(part, Repeat) and inner[0] in "(["
             return counted(inner if is_atom else f"({inner})", least, most)
 
@@ -144,11 +217,11 @@ def is_simple(pattern: Pattern, inside: bool = False) -> bool:
             return is_simple(part, inside or loops)
 
 
-def text_expression(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
+def text_expression(pattern: Pattern, rules: Rules, *, is_json: bool, end: str = EMPTY) -> str:
     """As `pattern_expression`, by way of an automaton where the tree is of a kind that is slow to match."""
     if is_simple(pattern):
-        return pattern_expression(pattern, rules, is_json=is_json)
-    return automaton_rule(automaton(pattern), rules, is_json=is_json)
+        return pattern_expression(pattern, rules, is_json=is_json, end=end)
+    return automaton_rule(automaton(pattern), rules, is_json=is_json, end=end)
 
 
 def automaton_rule(dfa: Dfa, rules: Rules, *, is_json: bool, end: str = EMPTY) -> str:
@@ -183,11 +256,11 @@ def automaton_rule(dfa: Dfa, rules: Rules, *, is_json: bool, end: str = EMPTY) -
     return names[0]
 
 
-def _literal_text(parts: tuple[Pattern, ...]) -> str | None:
-    chars = [part.chars for part in parts if isinstance(part, One)]
-    if len(chars) < len(parts) or any(len(one) != 1 or one[0][0] != one[0][1] for one in chars):
-        return None
-    return "".join(chr(one[0][0]) for one in chars)
+def _single_char(part: Pattern) -> str | None:
+    """The only character that the part matches, if it is such."""
+    if isinstance(part, One) and len(part.chars) == 1 and part.chars[0][0] == part.chars[0][1]:
+        return chr(part.chars[0][0])
+    return None
 
 
 def _json_escaped(char: str) -> str:

@@ -8,11 +8,11 @@ from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
 from services.tokenizer.grammar.pattern import ANYTHING, NOTHING, One, Pattern, lengths, literal, repeat, shrunk
 from services.tokenizer.grammar.rules import (
-    BUDGET_FROM,
     JSON_PLAIN,
+    MAX_COUNTING_RULES,
+    MAX_RUN,
     Rules,
     automaton_rule,
-    counted,
     one_of,
     pattern_expression,
     text_expression,
@@ -27,12 +27,13 @@ MAX_EXACT_LENGTH = 16
 MAX_PRODUCT = 3000
 """States times characters of a text with several patterns that has a longest length."""
 
-ESCAPES_FROM = 32
-"""Strings that may be so long may have escapes in them."""
-
 _HEX = "[0-9a-fA-F]"
 _ESCAPE = rf'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] {_HEX} | [dD] [0-7]) {_HEX} {_HEX})'
 """Any escape but half of a surrogate pair."""
+_PLAIN = one_of(JSON_PLAIN, is_json=True)
+_CHARACTER = f"({_PLAIN} | {_ESCAPE})"
+_COUNTED = rf'({_PLAIN} | "\\" ["\\bfnrt])'
+"""A character of a text with a longest length: those that have short escapes are written so, all others as they are."""
 
 
 class Texts:
@@ -56,10 +57,10 @@ class Texts:
                 return self._plain(asked.least, most)
             if len(known) == 1 and not _is_void(known[0]):
                 if _is_within(known[0], asked.least, most):
-                    return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True)} {QUOTE}"
+                    return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True, end=QUOTE)}"
                 fitting = shrunk(known[0], most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
-                    return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True)} {QUOTE}"
+                    return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
         dfa = self._automaton(asked, excluded, most, asked.formats)
         if dfa.is_empty and asked.formats:  # a format is an annotation: it narrows only what it leaves something of
             dfa = self._automaton(asked, excluded, most, ())
@@ -85,14 +86,11 @@ class Texts:
         return _bounded(self._automaton(asked, [], asked.most, ()), asked.most)
 
     def _plain(self, least: int, most: int | None) -> str:
-        plain = one_of(JSON_PLAIN, is_json=True)
         if most is None:
-            return self._rules.add(f"{QUOTE} {_times(plain, least)}({plain} | {_ESCAPE})* {QUOTE}")
-        if most < BUDGET_FROM:
-            return self._rules.add(f"{QUOTE} {counted(plain, least, most)} {QUOTE}")
-        more = plain if most < ESCAPES_FROM else f"({plain} | {_ESCAPE})"
-        content = self._rules.add(f"{_times(plain, least)}{more}*", max_chars=most)
-        return self._rules.add(f"{QUOTE} {content} {QUOTE}")
+            rest = self._rules.add(f"{_CHARACTER}* {QUOTE}")
+            return self._rules.add(f"{QUOTE} {self._rules.run(_CHARACTER, least, least, rest)}")
+        part = _COUNTED if most <= MAX_RUN else _CHARACTER
+        return self._rules.add(f"{QUOTE} {self._rules.run(part, least, most, QUOTE)}")
 
     def _automaton(self, asked: Text, excluded: list[str], most: int | None, formats: tuple[str, ...]) -> Dfa:
         parts = [FORMATS.search(source) for source in asked.patterns]
@@ -109,14 +107,10 @@ class Texts:
         return dfa
 
     def _of_automaton(self, dfa: Dfa, most: int | None) -> str:
-        if most is not None and _may_end_anywhere(dfa) and most >= BUDGET_FROM:
+        if most is not None and _may_end_anywhere(dfa) and most * len(dfa.rows) > MAX_COUNTING_RULES:
             content = self._rules.add(automaton_rule(dfa, self._rules, is_json=True), max_chars=most)
             return f"{QUOTE} {content} {QUOTE}"
         return self.key(_bounded(dfa, most))
-
-
-def _times(part: str, count: int) -> str:
-    return f"{counted(part, count, count)} " if count else ""
 
 
 def _bounded(dfa: Dfa, most: int | None) -> Dfa:
