@@ -10,7 +10,6 @@ from services.tokenizer.grammar.pattern import ANYTHING, NOTHING, One, Pattern, 
 from services.tokenizer.grammar.rules import (
     JSON_PLAIN,
     MAX_COUNTING_RULES,
-    MAX_RUN,
     Rules,
     automaton_rule,
     one_of,
@@ -31,7 +30,6 @@ _HEX = "[0-9a-fA-F]"
 _ESCAPE = rf'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] {_HEX} | [dD] [0-7]) {_HEX} {_HEX})'
 """Any escape but half of a surrogate pair."""
 _PLAIN = one_of(JSON_PLAIN, is_json=True)
-_CHARACTER = f"({_PLAIN} | {_ESCAPE})"
 _COUNTED = rf'({_PLAIN} | "\\" ["\\bfnrt])'
 """A character of a text with a longest length: those that have short escapes are written so, all others as they are."""
 
@@ -42,6 +40,7 @@ class Texts:
     def __init__(self, rules: Rules, max_characters: int) -> None:
         self._rules = rules
         self._max_characters = max_characters
+        self._rest_name = ""
 
     def expression(self, asked: Text, excluded: list[str]) -> str | None:
         """For a whole JSON string; None: there is no such text."""
@@ -87,10 +86,18 @@ class Texts:
 
     def _plain(self, least: int, most: int | None) -> str:
         if most is None:
-            rest = self._rules.add(f"{_CHARACTER}* {QUOTE}")
-            return self._rules.add(f"{QUOTE} {self._rules.run(_CHARACTER, least, least, rest)}")
-        part = _COUNTED if most <= MAX_RUN else _CHARACTER
-        return self._rules.add(f"{QUOTE} {self._rules.run(part, least, most, QUOTE)}")
+            content = self._rules.run(_COUNTED, least, least, self._rest())
+        else:
+            content = self._rules.run(_COUNTED, least, most, QUOTE)
+        return self._rules.add(f"{QUOTE} {content}")
+
+    def _rest(self) -> str:
+        """Any more characters, and the end."""
+        if not self._rest_name:
+            name = self._rest_name = self._rules.reserve()
+            # not a repeat of a choice: to xgrammar that would be a rule whose end tells nothing of what may follow
+            self._rules.define(name, f"{_PLAIN}* ({QUOTE} | {_ESCAPE} {name})")
+        return self._rest_name
 
     def _automaton(self, asked: Text, excluded: list[str], most: int | None, formats: tuple[str, ...]) -> Dfa:
         parts = [FORMATS.search(source) for source in asked.patterns]
