@@ -16,8 +16,7 @@ MAX_RUN_BYTES = 4096
 """Text that is looked at in one go; what is longer comes in several runs."""
 MAX_KEPT_BACK = 8
 """Tokens at the end of a run that a longer one could replace."""
-NEUTRAL = b"\n"
-"""Begins the context: at the start of a text some tokenizers put a space in front."""
+SPACE = b" "
 
 
 def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], limit: int) -> list[int]:
@@ -25,7 +24,7 @@ def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], 
     text = matcher.forced_text()
     if not text or limit < 1:
         return []
-    run = _tokenise(vocabulary, before[-CONTEXT_TOKENS:], text[:MAX_RUN_BYTES])[:limit]
+    run = list(_tokenise(vocabulary, before[-CONTEXT_TOKENS:], text[:MAX_RUN_BYTES])[:limit])
     for i, token_id in enumerate(run):
         if not matcher.accept(token_id):
             run = run[:i]
@@ -34,65 +33,35 @@ def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], 
     return run[:kept]
 
 
-def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> list[int]:
+def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> Sequence[int]:
     """Tokens whose bytes are `text`, or `text` without the half character at its end; none if there are no such."""
     context = b""
     for token_id in before:
         part = vocabulary.token_bytes[token_id]
         context = context + part if part else b""  # nothing merges across a special token
-    context = NEUTRAL + context.lstrip(_CONTINUATION)
-    whole = _without_half_character(context + text)
-    length = len(whole) - len(context)
-    if length <= 0:
-        return []
-    for start in (0, len(context)):  # alone, if the tokenizer would merge it with what was sent
-        try:
-            said = whole[start:].decode()
-        except UnicodeDecodeError:
-            continue
-        tokens = _tail(vocabulary, vocabulary.backend.encode(said, add_special_tokens=False).ids, length)
-        if tokens and vocabulary.text_of(tokens) == whole[len(context) :]:
-            return tokens
-    return []
+    return vocabulary.tokens_behind(_last_word(context, text), text)
 
 
-def _tail(vocabulary: Vocabulary, token_ids: list[int], length: int) -> list[int]:
-    """The last tokens, those whose bytes are `length`; none if no token begins there."""
-    for start in range(len(token_ids) - 1, -1, -1):
-        length -= len(vocabulary.token_bytes[token_ids[start]])
-        if length <= 0:
-            return token_ids[start:] if length == 0 else []
-    return []
+def _last_word(context: bytes, text: bytes) -> bytes:
+    """The part of the context that can tell how the text is cut: a space begins a word to every tokenizer. Short, so
+    that the same question comes again."""
+    if text[:1] == SPACE and not context[-1:].isspace():
+        return b""
+    return context[max(context.rstrip().rfind(SPACE), 0) :]
 
 
-def _final(matcher: Matcher, vocabulary: Vocabulary, run: list[int]) -> int:
+def _final(matcher: Matcher, vocabulary: Vocabulary, run: Sequence[int]) -> int:
     """How many of the run's tokens no longer token can replace. Takes the others back from the matcher."""
     mask = empty_mask(vocabulary.vocab_size)
     taken_back = 0
     kept = len(run)
-    for start in range(len(run) - 1, max(len(run) - 1 - MAX_KEPT_BACK, -1), -1):
-        longer = vocabulary.longer_than(vocabulary.text_of(run[start:]))
-        if not len(longer):
-            continue
-        matcher.rollback(len(run) - start - taken_back)
-        taken_back = len(run) - start
+    for back, longer in vocabulary.replacements(tuple(run[-MAX_KEPT_BACK:])):
+        matcher.rollback(back - taken_back)
+        taken_back = back
         matcher.fill(mask)
         if allows_any(mask, longer):
-            kept = start
+            kept = len(run) - back
     for token_id in run[len(run) - taken_back : kept]:
         accepted = matcher.accept(token_id)
         assert accepted, "a grammar took a token once and not again"
     return kept
-
-
-_CONTINUATION = bytes(range(0x80, 0xC0))
-
-
-def _without_half_character(text: bytes) -> bytes:
-    """Without the bytes at the end that begin a character."""
-    for back in range(1, min(4, len(text)) + 1):
-        lead = text[-back]
-        if lead & 0xC0 != 0x80:
-            width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            return text[:-back] if width > back else text
-    return text

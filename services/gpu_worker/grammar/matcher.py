@@ -55,17 +55,16 @@ def empty_mask(vocab_size: int) -> I32:
     return np.zeros(mask_width(vocab_size), np.int32)
 
 
-def allows_any(mask: I32, token_ids: I64) -> bool:
-    """Whether one of the tokens is allowed."""
-    return bool(((mask[token_ids >> 5] >> (token_ids & 31).astype(np.int32)) & 1).any())
+def allows_any(mask: I32, others: I32) -> bool:
+    """Whether one of the tokens that the second row allows is allowed by the first."""
+    return bool((mask & others).any())
 
 
-def mask_of(token_ids: Sequence[int], vocab_size: int) -> I32:
+def mask_of(token_ids: Sequence[int] | I64, vocab_size: int) -> I32:
     """A row that allows these tokens alone."""
-    mask = empty_mask(vocab_size)
-    for token_id in token_ids:
-        mask[token_id // 32] |= bit_of(token_id)
-    return mask
+    bits = np.zeros(mask_width(vocab_size) * 32, np.bool_)
+    bits[np.asarray(token_ids, np.int64)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def bit_of(token_id: int) -> np.int32:

@@ -3,20 +3,24 @@
 import bisect
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from services.gpu_worker.grammar.matcher import I32, I64, mask_of
 from shared.errors import InternalError
 from shared.grammar import caching_compiler, tokenizer_info
 
 if TYPE_CHECKING:
     import xgrammar
 
-I64 = npt.NDArray[np.int64]
+NEUTRAL = b"\n"
+"""Begins the context: at the start of a text some tokenizers put a space in front."""
+REMEMBERED = 1024
+"""Answers to the same question about forced text that are kept: grammars force the same few texts again and again."""
 
 _NO_IDS: I64 = np.empty(0, np.int64)
 
@@ -31,6 +35,9 @@ class Vocabulary:
         self.vocab_size = vocab_size
         self.info = functools.lru_cache(maxsize=8)(self._info)
         self.compiler = functools.lru_cache(maxsize=2)(self._compiler)
+        self.tokens_behind = functools.lru_cache(maxsize=REMEMBERED)(self._tokens_behind)
+        self.replacements = functools.lru_cache(maxsize=REMEMBERED)(self._replacements)
+        self._longer = functools.lru_cache(maxsize=REMEMBERED)(self._longer_mask)
         self.token_bytes: list[bytes] = list(self.info(()).decoded_vocab)
         for special in self.info(()).special_token_ids:
             self.token_bytes[special] = b""
@@ -53,8 +60,44 @@ class Vocabulary:
         last = len(self._sorted) if end is None else bisect.bisect_left(self._sorted, end)
         return self._sorted_ids[first:last] if last > first else _NO_IDS
 
-    def text_of(self, token_ids: "list[int]") -> bytes:
+    def text_of(self, token_ids: Sequence[int]) -> bytes:
         return b"".join([self.token_bytes[token_id] for token_id in token_ids])
+
+    def _tokens_behind(self, context: bytes, text: bytes) -> tuple[int, ...]:
+        """What the tokenizer makes of `text` behind `context`: tokens whose bytes are `text`, or `text` without the
+        half character at its end; none if there are no such."""
+        context = NEUTRAL + context.lstrip(_CONTINUATION)
+        whole = _without_half_character(context + text)
+        length = len(whole) - len(context)
+        if length <= 0:
+            return ()
+        for start in (0, len(context)):  # alone, if the tokenizer would merge it with what was sent
+            try:
+                said = whole[start:].decode()
+            except UnicodeDecodeError:
+                continue
+            tokens = self._tail(self.backend.encode(said, add_special_tokens=False).ids, length)
+            if tokens and self.text_of(tokens) == whole[len(context) :]:
+                return tuple(tokens)
+        return ()
+
+    def _tail(self, token_ids: list[int], length: int) -> list[int]:
+        """The last tokens, those whose bytes are `length`; none if no token begins there."""
+        for start in range(len(token_ids) - 1, -1, -1):
+            length -= len(self.token_bytes[token_ids[start]])
+            if length <= 0:
+                return token_ids[start:] if length == 0 else []
+        return []
+
+    def _replacements(self, run: tuple[int, ...]) -> list[tuple[int, I32]]:
+        """(count, mask of the longer tokens that could stand in place of that many of the run's last tokens)."""
+        found = [(back, self._longer(self.text_of(run[-back:]))) for back in range(1, len(run) + 1)]
+        return [(back, longer) for back, longer in found if longer is not None]
+
+    def _longer_mask(self, prefix: bytes) -> I32 | None:
+        """A row of those tokens; None if there are none."""
+        token_ids = self.longer_than(prefix)
+        return mask_of(token_ids, self.vocab_size) if len(token_ids) else None
 
 
 def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
@@ -73,6 +116,19 @@ def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
     backend.no_truncation()
     backend.no_padding()
     return Vocabulary(backend, vocab_size)
+
+
+_CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+def _without_half_character(text: bytes) -> bytes:
+    """Without the bytes at the end that begin a character."""
+    for back in range(1, min(4, len(text)) + 1):
+        lead = text[-back]
+        if lead & 0xC0 != 0x80:
+            width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return text[:-back] if width > back else text
+    return text
 
 
 def _after(prefix: bytes) -> bytes | None:

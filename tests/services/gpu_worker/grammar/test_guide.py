@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gpu_worker.grammar.matcher import allows_any
+from services.gpu_worker.grammar.matcher import allows_any, mask_of
 from shared.errors import InternalError
 from tests.services.gpu_worker.grammar import toy
 from tests.services.gpu_worker.grammar.toy import END, TURN, a_guide, allowed, encode, text_of, walk
@@ -214,7 +214,14 @@ def test_whether_any_of_some_tokens_is_allowed() -> None:
     guide = a_guide(toy.regex("a|b"))
     guide.fill()
     a, b, c = (encode(text)[0] for text in "abc")
-    assert allows_any(guide.mask, np.array([c, a]))
-    assert allows_any(guide.mask, np.array([b]))
-    assert not allows_any(guide.mask, np.array([c, END]))
-    assert not allows_any(guide.mask, np.array([], np.int64))
+    size = toy.vocabulary().vocab_size
+    assert allows_any(guide.mask, mask_of([c, a], size))
+    assert allows_any(guide.mask, mask_of(np.array([b]), size))
+    assert not allows_any(guide.mask, mask_of([c, END], size))
+    assert not allows_any(guide.mask, mask_of([], size))
+
+
+def test_a_row_of_tokens_allows_these_alone() -> None:
+    size = toy.vocabulary().vocab_size
+    for token_ids in ([], [0], [31, 32, size - 1], list(range(0, size, 7))):
+        assert allowed(mask_of(token_ids, size)) == set(token_ids)
