@@ -18,7 +18,8 @@ MAX_RUN = 128
 """A run of up to so many equal characters is counted by rules, one for each character that may still come: which
 tokens fit is known when the grammar is compiled. The vocabulary is gone through for each, some milliseconds the first
 time; the compiler knows a rule again that it has seen in another grammar, and so equal runs cost nothing from then on.
-Longer runs are counted by xgrammar while it matches, which takes up to milliseconds a mask near the bound."""
+Longer runs are counted by xgrammar while it matches, which takes up to milliseconds a mask near the bound. It counts
+characters as they are written: an escape is two, and a JSON string full of them ends the sooner."""
 
 MAX_COUNTING_RULES = 256
 """Of one grammar. Runs for which there is no room are left to xgrammar."""
