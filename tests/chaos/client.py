@@ -35,7 +35,9 @@ SCHEMA = {
 @dataclass
 class Stream:
     """One request as its client saw it. times: when something came, time.monotonic(); resent: how often its
-    connection broke and it was sent anew; refused: answers that asked to come back later."""
+    connection broke and it was sent anew; refused: answers that asked to come back later; last_event: id of the last
+    whole event, empty without one; resumed: how often the rest of it was asked for; left: how often the client itself
+    hung up."""
 
     number: int
     request: int
@@ -45,6 +47,9 @@ class Stream:
     times: list[float] = field(default_factory=list)
     resent: int = 0
     refused: int = 0
+    last_event: str = ""
+    resumed: int = 0
+    left: int = 0
     fault: str | None = None
 
 
@@ -64,8 +69,14 @@ def some_requests(rng: random.Random, count: int) -> list[Request]:
     return out
 
 
+def kind_of(request: Request) -> str:
+    """What is special about it: how its tokens are drawn, and whether a grammar holds it."""
+    drawn = "greedy" if request["temperature"] == 0 else "seeded"
+    return f"{drawn}, json_schema" if "response_format" in request else drawn
+
+
 class Client:
-    """Sends requests to any of the gateways."""
+    """Sends requests to any of the gateways; what breaks off is asked for from the start."""
 
     def __init__(self, urls: Sequence[str], rng: random.Random) -> None:
         self._urls = urls
@@ -100,29 +111,47 @@ class Client:
     async def _try(self, url: str, request: Request, stream: Stream) -> bool:
         """Whether the stream is over, for good or bad."""
         stream.text, stream.finish_reason = "", None
-        body = {"model": "tiny", "stream": True, "stream_options": {"include_usage": True}, **request}
+        async with self._http.post(f"{url}/v1/completions", json=self._body(request)) as response:
+            return await self._read(response, stream)
+
+    @staticmethod
+    def _body(request: Request) -> Request:
+        return {"model": "tiny", "stream": True, "stream_options": {"include_usage": True}, **request}
+
+    async def _read(self, response: aiohttp.ClientResponse, stream: Stream) -> bool:
+        """Takes the events of a response; whether the stream is over. Raises ClientError when it breaks off."""
+        if response.status == 503 and "Retry-After" in response.headers:
+            stream.refused += 1
+            await asyncio.sleep(0.2)
+            return False
+        if response.status != 200:
+            stream.fault = f"{response.status}: {await response.text()}"
+            return True
         is_done = False
-        async with self._http.post(f"{url}/v1/completions", json=body) as response:
-            if response.status == 503 and "Retry-After" in response.headers:
-                stream.refused += 1
-                await asyncio.sleep(0.2)
-                return False
-            if response.status != 200:
-                stream.fault = f"{response.status}: {await response.text()}"
+        event: dict[bytes, bytes] = {}
+        async for line in response.content:
+            self._on_line(stream)
+            if line.strip():
+                name, _, value = line.strip().partition(b": ")
+                event[name] = value
+                continue
+            data, event_id = event.pop(b"data", b""), event.pop(b"id", b"")
+            if not data:
+                continue
+            stream.times.append(time.monotonic())
+            if data == b"[DONE]":
+                is_done = True
+                continue
+            self._take(json.loads(data), stream)
+            stream.last_event = event_id.decode() or stream.last_event
+            if stream.fault is not None:
                 return True
-            async for line in response.content:
-                if not line.startswith(b"data: "):
-                    continue
-                stream.times.append(time.monotonic())
-                if line.startswith(b"data: [DONE]"):
-                    is_done = True
-                    continue
-                self._take(json.loads(line[6:]), stream)
-                if stream.fault is not None:
-                    return True
         if not is_done:
             raise aiohttp.ClientPayloadError("the stream broke off")
         return True
+
+    def _on_line(self, stream: Stream) -> None:
+        """A line of the stream has come."""
 
     @staticmethod
     def _take(event: dict[str, Any], stream: Stream) -> None:
@@ -136,3 +165,39 @@ class Client:
                 stream.fault = "text after the end"
             stream.text += choice["text"]
             stream.finish_reason = choice["finish_reason"] or stream.finish_reason
+
+
+class ReturningClient(Client):
+    """Gives every request a key and comes back for the rest of what breaks off, at another gateway, in each of the
+    ways there are: it must get exactly what it has not had. It also hangs up by itself now and then, in mid event."""
+
+    LINES_UNTIL_IT_HANGS_UP = 400
+    """On average."""
+
+    def __init__(self, urls: Sequence[str], rng: random.Random) -> None:
+        super().__init__(urls, rng)
+        self._name = f"{rng.getrandbits(64):016x}"
+
+    async def _try(self, url: str, request: Request, stream: Stream) -> bool:
+        headers = {"Idempotency-Key": f"{self._name}-{stream.number}"}
+        if not stream.last_event:
+            return await self._post(url, request, stream, headers)
+        if self._rng.random() < 0.1:  # all of it once more: it joins the answer that is being made
+            stream.text, stream.finish_reason, stream.last_event = "", None, ""
+            return await self._post(url, request, stream, headers)
+        stream.resumed += 1
+        headers["Last-Event-ID"] = stream.last_event
+        if self._rng.random() < 0.5:
+            return await self._post(url, request, stream, headers)
+        answer_id = stream.last_event.partition(":")[0]
+        async with self._http.get(f"{url}/v1/streams/{answer_id}", headers=headers) as response:
+            return await self._read(response, stream)
+
+    async def _post(self, url: str, request: Request, stream: Stream, headers: dict[str, str]) -> bool:
+        async with self._http.post(f"{url}/v1/completions", json=self._body(request), headers=headers) as response:
+            return await self._read(response, stream)
+
+    def _on_line(self, stream: Stream) -> None:
+        if self._rng.random() * self.LINES_UNTIL_IT_HANGS_UP < 1:
+            stream.left += 1
+            raise aiohttp.ClientPayloadError("the client hung up")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ PREFIX = "chaos"
 READY_S = 120
 RESTART_S = 0.2
 BROKER = "broker"
+LOGS = os.environ.get("SAPWOOD_CHAOS_LOGS")
 
 
 @dataclass
@@ -193,6 +195,9 @@ class Cluster:
                 process.kill()
         for proxy in self.proxies.values():
             await proxy.close()
+        if LOGS:
+            for process in self.processes.values():
+                shutil.copy(process.log, LOGS)
 
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """How long streams stood still after each kind of blow."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def summary(streams: Sequence[Stream], struck: Sequence[Struck]) -> dict[str, Any]:
-    """Counts, and recovery times in seconds by kind."""
+def summary(streams: Sequence[Stream], struck: Sequence[Struck], requests: Sequence[str]) -> dict[str, Any]:
+    """Counts, and recovery times in seconds by kind of blow. requests: what kind each is."""
     gaps = longest_gaps(streams, struck)
     kinds: dict[str, dict[str, float]] = {}
     for label in sorted(gaps):
@@ -44,8 +45,11 @@ def summary(streams: Sequence[Stream], struck: Sequence[Struck]) -> dict[str, An
             }
     return {
         "streams": len(streams),
+        "requests": dict(sorted(Counter(requests[stream.request] for stream in streams).items())),
         "blows": len(struck),
         "resent": sum(stream.resent for stream in streams),
+        "resumed": sum(stream.resumed for stream in streams),
+        "left": sum(stream.left for stream in streams),
         "refused": sum(stream.refused for stream in streams),
         "faults": sum(stream.fault is not None for stream in streams),
         "kinds": kinds,
@@ -55,7 +59,9 @@ def summary(streams: Sequence[Stream], struck: Sequence[Struck]) -> dict[str, An
 def table(summary: dict[str, Any]) -> str:
     """As lines of text."""
     lines = [f"{summary['streams']} streams, {summary['blows']} blows, {summary['faults']} faults,"]
-    lines[0] += f" {summary['resent']} sent anew, {summary['refused']} told to come back"
+    lines[0] += f" {summary['resent']} cut ({summary['left']} by their clients), {summary['resumed']} resumed,"
+    lines[0] += f" {summary['refused']} told to come back"
+    lines.append("; ".join(f"{count} {kind}" for kind, count in summary["requests"].items()))
     lines.append(f"{'kind':24}{'blows':>6}{'streams':>9}{'p50 s':>9}{'p99 s':>9}{'max s':>9}")
     for label, kind in summary["kinds"].items():
         times = "".join(f"{kind[name]:9.2f}" if name in kind else f"{'-':>9}" for name in ("p50_s", "p99_s", "max_s"))

@@ -1,9 +1,10 @@
 """Nothing is lost: streams over a set whose processes are hurt one after the other.
 
-`SAPWOOD_CHAOS_ROUNDS=20 pytest tests/chaos -m slow -s` hurts every kind of process in every way twenty times;
-`SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once, and
-`SAPWOOD_CHAOS_REPORT` names a file for the numbers, and `SAPWOOD_CHAOS_BLOWS` gives blows of one's own
-("kill scheduler-0, cut gateway-1").
+`SAPWOOD_CHAOS_ROUNDS=20 pytest tests/chaos/test_chaos.py -m slow -s -k anew` hurts every kind of process in every way
+twenty times while clients send what breaks off anew; with `-k returning` they come back for the rest of it.
+`SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once,
+`SAPWOOD_CHAOS_REPORT` names a file for the numbers, `SAPWOOD_CHAOS_LOGS` a folder for the processes' logs, and
+`SAPWOOD_CHAOS_BLOWS` gives blows of one's own ("kill scheduler-0, cut gateway-1").
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.client import Client, Request, Stream, some_requests
+from tests.chaos.client import Client, Request, ReturningClient, Stream, kind_of, some_requests
 from tests.chaos.cluster import Cluster
 from tests.chaos.harm import Blow, Struck, blows, strike
 from tests.chaos.ledger import assert_clean
@@ -48,6 +49,8 @@ async def load(client: Client, requests: Sequence[Request], streams: list[Stream
         stream = Stream(len(streams), len(streams) % len(requests))
         streams.append(stream)
         await client.answer(requests[stream.request], stream)
+        if stream.fault is not None:
+            print(f"{time.strftime('%H:%M:%S')} stream {stream.number}: {stream.fault}", flush=True)
 
 
 async def hurt(cluster: Cluster, order: Sequence[Blow], rng: random.Random) -> list[Struck]:
@@ -89,12 +92,13 @@ def write_report(numbers: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 120 * max(1, ROUNDS))
-async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
+@pytest.mark.timeout(200 + 200 * max(1, ROUNDS))
+@pytest.mark.parametrize("clients", [Client, ReturningClient], ids=["anew", "returning"])
+async def test_every_answer_is_as_without_harm(cluster: Cluster, clients: type[Client]) -> None:
     rng = random.Random(SEED)
     requests = some_requests(rng, 24 if ROUNDS else 12)
     order = BLOWS or (list(blows(cluster, rng, ROUNDS)) if ROUNDS else EVERYDAY)
-    client = Client(cluster.urls, random.Random(SEED))
+    client = clients(cluster.urls, random.Random(SEED))
     with contextlib.closing(cluster.redis()) as broker:
         alone = [await client.answer(request, Stream(number, number)) for number, request in enumerate(requests)]
         assert not [stream.fault for stream in alone if stream.fault]
@@ -108,7 +112,7 @@ async def test_every_answer_is_as_without_harm(cluster: Cluster) -> None:
             stop.set()
             await asyncio.gather(*users)
             await client.close()
-        numbers = summary(streams, struck)
+        numbers = summary(streams, struck, [kind_of(request) for request in requests])
         print(table(numbers))
         write_report(numbers)
         assert not faults(streams, alone), cluster.tails()
