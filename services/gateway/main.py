@@ -24,6 +24,7 @@ from services.gateway.rates import Rates
 from services.gateway.routes import make_app
 from services.gateway.state import Gateway
 from shared.errors import ConfigError, Unavailable
+from shared.heap import settle_heap
 from shared.service import Context, run_service
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ async def serve(context: Context, settings: Settings) -> None:
             tasks.create_task(gateway.keeper.run(), name="kept answers")
             if settings.api_keys_file:
                 tasks.create_task(_reload_keys(gateway), name="keys file")
+            settle_heap()
             context.registry.update(is_ready=True, address=inbox.address)
             tasks.create_task(context.registry.run(gateway.deployment.update), name="registry")
             log.info("listening on %s", site.name)

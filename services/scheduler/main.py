@@ -28,6 +28,7 @@ from services.scheduler.metrics import DECISION_SECONDS, Exporter
 from services.scheduler.shards import read_shards
 from services.scheduler.spans import record_wait
 from shared.errors import ConfigError
+from shared.heap import settle_heap
 from shared.messages import Abort
 from shared.service import Context, run_service
 from shared.streams import EVENTS, SCHEDULE, Bus, Delivery, ToScheduler, plan_stream, shard_stream
@@ -180,6 +181,7 @@ async def serve(context: Context, settings: Settings) -> None:
                 leading.create_task(desk.read_shards())
                 leading.create_task(desk.run(Exporter()))
                 leading.create_task(publish(context.bus, core, context.instance))
+                settle_heap()
                 context.registry.update(is_ready=True)
         finally:
             await leadership.release()

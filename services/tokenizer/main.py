@@ -18,6 +18,7 @@ from services.tokenizer.model_files import load_model_files
 from services.tokenizer.outflow import Outflow
 from services.tokenizer.shards import LEASE_S, Leases, agree_on_shards
 from services.tokenizer.tools.dialect import dialect_of
+from shared.heap import settle_heap
 from shared.messages import Instance
 from shared.registry import is_fresh
 from shared.service import Context, run_service
@@ -35,6 +36,7 @@ async def serve(context: Context, settings: Settings) -> None:
     intake = Intake(context, Encoder(model, settings.token_shards, dialect), grammars, settings.encode_threads)
     outflow = Outflow(context, Detokenizer(model.backend), settings.token_shards)
     leases = Leases(context.bus, context.instance, settings.token_shards, outflow.gain, outflow.lose)
+    settle_heap()
     context.registry.update(is_ready=True, model=model.name, max_model_len=model.max_model_len)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(context.registry.run(_watch(outflow, leases)))

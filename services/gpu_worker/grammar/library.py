@@ -21,6 +21,7 @@ from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
 from shared.grammar import INDEX_KEY, XGRAMMAR, XGRAMMAR_SOURCE, CompiledGrammar, decode
+from shared.heap import settle_heap
 from shared.streams import LOST_CONNECTION, Bus, backoff
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ class GrammarLibrary:
         with self._loading:
             if self._vocabulary is None:
                 self._vocabulary = self._load()
+                settle_heap()
             return self._vocabulary
 
     def _keep(self, key: str, compiled: Compiled) -> None:
