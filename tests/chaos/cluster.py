@@ -75,10 +75,18 @@ class Process:
 class Cluster:
     """Broker with an append-only file, scheduler, and so many of each other service.
 
-    The gateways listen on `ports`, each on its own. The broker's data survives its restarts unless wiped."""
+    The gateways listen on `ports`, each on its own. The broker's data survives its restarts unless wiped.
+    worker_module: what is run as a worker."""
 
     def __init__(
-        self, folder: Path, model: Path, ports: Sequence[int], *, workers: int = 2, tokenizers: int = 2, flags: str = ""
+        self,
+        folder: Path,
+        model: Path,
+        ports: Sequence[int],
+        *,
+        workers: int = 2,
+        tokenizers: int = 2,
+        worker_module: str = "services.gpu_worker",
     ) -> None:
         self.folder = folder
         self.socket = folder / "broker.sock"
@@ -98,7 +106,7 @@ class Cluster:
             "--num-pages=240",
             "--chunked-prefill-size=64",
         ]
-        self._add("gpu_worker", workers, [*model_flags, *worker_flags, *flags.split()])
+        self._add("gpu_worker", workers, [*model_flags, *worker_flags], worker_module)
         self._add("tokenizer", tokenizers, [*model_flags, "--grammar-processes=1", "--encode-threads=1"])
         for number, port in enumerate(ports):
             self._add_one("gateway", number, [f"--port={port}", "--outage-patience-s=60"])
@@ -118,15 +126,15 @@ class Cluster:
             command += [f"--{option}", value]
         self.processes[BROKER] = Process(BROKER, BROKER, command, self.folder / "broker.log")
 
-    def _add(self, service: str, count: int, flags: list[str]) -> None:
+    def _add(self, service: str, count: int, flags: list[str], module: str = "") -> None:
         for number in range(count):
-            self._add_one(service, number, flags)
+            self._add_one(service, number, flags, module)
 
-    def _add_one(self, service: str, number: int, flags: list[str]) -> None:
+    def _add_one(self, service: str, number: int, flags: list[str], module: str = "") -> None:
         name = f"{service}-{number}"
         proxy = self.proxies[name] = Proxy(self.folder / f"{name}.sock", self.socket)
         common = [f"--redis-url=unix://{proxy.path}", f"--key-prefix={PREFIX}", f"--instance={name}"]
-        command = [sys.executable, "-P", "-m", f"services.{service}", *common, "--log-level=INFO", *flags]
+        command = [sys.executable, "-P", "-m", module or f"services.{service}", *common, "--log-level=INFO", *flags]
         self.processes[name] = Process(name, service, command, self.folder / f"{name}.log")
 
     def of(self, service: str) -> list[Process]:

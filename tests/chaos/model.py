@@ -10,11 +10,18 @@ BOS, EOS = "<s>", "</s>"
 MAX_LEN = 1024
 
 
+def make_vocabulary() -> dict[str, int]:
+    return {symbol: number for number, symbol in enumerate([BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+
+
+def token_id(symbol: str) -> int:
+    """Of a printable ASCII character."""
+    return make_vocabulary()[symbol]
+
+
 def write_model(folder: Path) -> None:
     """Weights, config and a byte-level tokenizer without merges."""
-    vocabulary = {BOS: 0, EOS: 1}
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[symbol] = len(vocabulary)
+    vocabulary = make_vocabulary()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
