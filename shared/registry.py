@@ -37,15 +37,16 @@ def is_fresh(instance: Instance, now: float) -> bool:
 
 
 def missing(instances: Iterable[Instance], now: float) -> list[str]:
-    """What keeps the system from being ready, in words; empty when every service is there, every process that
-    registered has been heard of lately, and each says that it is ready."""
+    """What is not as it should be, in words; empty when every service is there, every process that registered has been
+    heard of lately, and each says that it is ready, or stands by: one scheduler leads, others wait."""
     seen = list(instances)
+    is_led = any(one.service == "scheduler" and one.is_ready and is_fresh(one, now) for one in seen)
     faults = [
         f"{one.service}/{one.instance} is starting"
         if is_fresh(one, now)
         else f"{one.service}/{one.instance} was last heard of {now - one.at:.0f} s ago"
         for one in seen
-        if not (is_fresh(one, now) and one.is_ready)
+        if not (is_fresh(one, now) and (one.is_ready or (is_led and one.service == "scheduler")))
     ]
     there = {one.service for one in seen}
     return [f"no {service}" for service in SERVICES if service not in there] + faults

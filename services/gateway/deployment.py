@@ -10,6 +10,9 @@ from shared.messages import Instance
 
 NEEDED = ("tokenizer", "scheduler", "gpu_worker")
 RETRY_AFTER_S = 1.0
+SHORT_ABSENCE_S = 5.0
+"""A part that has been gone for less is being started again, or hands over to another: new requests wait for it with
+those in flight, and clients see no error."""
 _REFRESH_S = 0.25
 """A view is judged anew so often, since processes lapse by the clock."""
 
@@ -31,7 +34,7 @@ class Deployment:
         self._absent: list[str] = list(NEEDED)
         self._models: dict[str, Model] = {}
         self._judged_at = float("-inf")
-        self._whole_at = time.monotonic()
+        self._whole_at = float("-inf")
         self.is_stopping = False
 
     def update(self, instances: Sequence[Instance]) -> None:
@@ -40,7 +43,7 @@ class Deployment:
 
     @property
     def models(self) -> dict[str, Model]:
-        """By name; of workers that are heard of and ready."""
+        """By name; of workers that are heard of and ready, or were until shortly."""
         self._judge_if_old()
         return self._models
 
@@ -62,17 +65,22 @@ class Deployment:
         """How long something has been absent; 0 when all is there."""
         return time.monotonic() - self._whole_at if self.absent else 0.0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return not self.is_stopping and self.absent_for_s < SHORT_ABSENCE_S
+
     def faults(self) -> list[str]:
-        """Why the system is not ready, in words; empty: it is."""
+        """What is not as it should be, in words. Requests may well be answered by what is there."""
         if self.is_stopping:
             return ["this gateway is stopping"]
         return registry.missing(self._instances, time.time())
 
     def check(self, model: str) -> Model:
-        """Raises Unavailable when nobody could answer now, ModelNotFound when nobody serves the model."""
+        """Raises Unavailable when nobody could answer soon, ModelNotFound when nobody serves the model."""
         if self.is_stopping:
             raise Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S)
-        if self.absent:
+        if not self.is_ready:
             raise Unavailable(f"Not ready: no {', no '.join(self.absent)}.", retry_after_s=RETRY_AFTER_S)
         return self.model(model)
 
@@ -100,7 +108,8 @@ class Deployment:
             lengths = [length for length in (one.max_model_len, other and other.max_model_len) if length]
             created = int(one.started_at) if other is None else min(other.created, int(one.started_at))
             models[one.model] = Model(one.model, min(lengths, default=None), created)
-        self._models = models
         self._judged_at = time.monotonic()
+        if models or self._judged_at - self._whole_at >= SHORT_ABSENCE_S:
+            self._models = models
         if not self._absent:
             self._whole_at = self._judged_at

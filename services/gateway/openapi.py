@@ -116,9 +116,9 @@ class Health(Struct, kw_only=True):
 
 
 class Readiness(Struct, kw_only=True):
-    """reasons: why the system is not ready."""
+    """degraded: requests are taken, but not all is well. reasons: what is amiss."""
 
-    status: Literal["ready", "not ready"]
+    status: Literal["ready", "degraded", "not ready"]
     reasons: list[str]
 
 
@@ -229,7 +229,7 @@ OPERATIONS = (
     Operation(
         "get",
         "/ready",
-        "Every service is there",
+        "Requests are taken",
         {200: {JSON: Readiness}, 503: {JSON: Readiness}},
         is_open=True,
     ),

@@ -26,10 +26,12 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /ready: every service and worker is there and heard of lately; otherwise 503 and the reasons."""
-    faults = request.app[GATEWAY].deployment.faults()
-    if not faults:
-        return json_response(b'{"status":"ready","reasons":[]}')
+    """GET /ready: 200 as long as requests are taken here, 503 otherwise; and the reasons, or what else is amiss."""
+    deployment = request.app[GATEWAY].deployment
+    faults = deployment.faults()
+    if deployment.is_ready:
+        status = "degraded" if faults else "ready"
+        return json_response(answers.encode({"status": status, "reasons": faults}))
     return json_response(
         answers.encode({"status": "not ready", "reasons": faults}), status=503, headers={"Retry-After": "1"}
     )

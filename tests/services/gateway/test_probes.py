@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 
+from services.gateway import deployment
 from tests.services.gateway.conftest import an_instance, register
 
 
@@ -38,7 +39,8 @@ async def test_a_model_has_its_shortest_workers_context_and_may_have_slashes(sta
         assert (await response.json())["id"] == "org/m"
 
 
-async def test_health_and_ready(gateway: Any, bus: Any) -> None:
+async def test_health_and_ready(gateway: Any, bus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "SHORT_ABSENCE_S", 0.2)
     async with gateway.http.get("/health") as response:
         assert response.status == 200
     for _ in range(300):
