@@ -416,9 +416,13 @@ class Plan(Message, frozen=True, kw_only=True):
 # ------------------------------------------------------------------------------- gateway -> worker
 
 
+TRACE_PATH = r"([0-9A-Za-z_@-][0-9A-Za-z_.@-]*/)*[0-9A-Za-z_@-][0-9A-Za-z_.@-]*\.json"
+"""What all of the path of a trace must match: a file below the worker's folder, without `..` and hidden names."""
+
+
 class Profile(Message, frozen=True, kw_only=True):
-    """gateway -> worker (`control:w`): trace the next steps that compute something. path: of the file on the worker's
-    machine; empty: as its settings say."""
+    """gateway -> worker (`control:w`): trace the next steps that compute something. path: of the file, `TRACE_PATH`,
+    below the folder of the worker's `profile_file`; empty: that file. The worker's name is added to it."""
 
     steps: int
     path: str = ""

@@ -12,7 +12,7 @@ from services.gateway.job import decode_body
 from services.gateway.replies import json_response
 from services.gateway.state import GATEWAY
 from shared.errors import NotFound
-from shared.messages import Profile
+from shared.messages import TRACE_PATH, Profile
 from shared.streams import control_stream
 
 CONTROL_EXPIRES_S = 60
@@ -20,12 +20,12 @@ CONTROL_EXPIRES_S = 60
 
 
 class ProfileRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/admin/profile. worker: instance name; left out: every worker. path: on the worker's machine; left out:
-    as the worker was told by --profile-file."""
+    """POST /v1/admin/profile. worker: instance name; left out: every worker. path: a .json file below the folder of
+    the worker's --profile-file, which is meant if it is left out; the worker's name is added to the file's."""
 
     steps: Annotated[int, Meta(ge=1, le=10_000)]
     worker: str | None = None
-    path: Annotated[str, Meta(max_length=4096)] = ""
+    path: Annotated[str, Meta(max_length=1024, pattern=rf"^({TRACE_PATH})?$(?!\n)")] = ""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):

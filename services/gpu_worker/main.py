@@ -13,6 +13,7 @@ from pathlib import Path
 
 from services.gpu_worker import engine_thread, metrics
 from services.gpu_worker.config import Limits, Settings, resolve
+from services.gpu_worker.control import follow_control
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.engine_thread import EngineThread
 from services.gpu_worker.executor import Executor
@@ -22,9 +23,10 @@ from services.gpu_worker.load import load_executor
 from services.gpu_worker.profiler import Profiler
 from services.gpu_worker.reporter import Reporter
 from shared.errors import ConfigError
+from shared.heap import settle_heap
 from shared.messages import HEARTBEAT_S, Admit, Hello
 from shared.service import Context, run_service
-from shared.streams import Bus, plan_stream
+from shared.streams import Bus, control_stream, plan_stream
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         )
 
     reporter = Reporter(context.bus, context.instance, settings.model_name, hello)
-    engine = EngineThread(make_engine, reporter.take, _profiler(settings))
+    profiler = _profiler(settings)
+    engine = EngineThread(make_engine, reporter.take, profiler)
     grammars = GrammarLibrary(context.bus, vocabulary, engine.wake, settings.grammar_memory_mb << 20)
     context.bus.outbox.delete(plan_stream(context.instance))
     await context.bus.outbox.flush()
@@ -84,11 +87,17 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
         await _until_first([engine.ready, *tasks])
         assert executor is not None
         metrics.PAGES.set(executor.num_pages)
+        asked = await context.bus.newest_id(control_stream(context.instance))
+        settle_heap()
         context.registry.update(is_ready=True, model=settings.model_name, max_model_len=executor.max_model_len)
         grammars.warm_up()
         tasks += [
             asyncio.create_task(_follow(context.bus, context.instance, engine, reporter, grammars), name="plans"),
             asyncio.create_task(_keep(engine, reporter, settings.step_timeout_s), name="heartbeat"),
+            asyncio.create_task(
+                follow_control(context.bus, context.instance, asked, profiler, Path(settings.profile_file)),
+                name="control",
+            ),
         ]
         await _until_first([engine.over, *tasks])
     finally:

@@ -243,12 +243,12 @@ async def test_nothing_of_a_key_is_shown(
 async def test_workers_are_asked_for_a_profile(start: Any, bus: Bus) -> None:
     gateway = await start(admin_api_key="boss")
     url = "/v1/admin/profile"
-    status, answer, _ = await gateway.post(url, {"steps": 5, "path": "/tmp/t.json"}, headers=auth("boss"))
+    status, answer, _ = await gateway.post(url, {"steps": 5, "path": "traces/t.json"}, headers=auth("boss"))
     assert (status, answer) == (202, {"workers": ["gpu_worker-1"]})
     await bus.outbox.flush()
     stream = control_stream("gpu_worker-1")
     async for batch in bus.follow(lambda: {stream: "0"}):
-        assert [delivery.message for delivery in batch] == [Profile(steps=5, path="/tmp/t.json")]
+        assert [delivery.message for delivery in batch] == [Profile(steps=5, path="traces/t.json")]
         break
     assert 0 < await bus.client.ttl(bus.key("control:gpu_worker-1")) <= 60
     for body, status, param in (
@@ -256,6 +256,10 @@ async def test_workers_are_asked_for_a_profile(start: Any, bus: Bus) -> None:
         ({}, 400, "steps"),
         ({"steps": 1, "step": 1}, 400, None),
         ({"steps": 1, "worker": "w"}, 404, "worker"),
+        ({"steps": 1, "path": "/etc/t.json"}, 400, "path"),
+        ({"steps": 1, "path": "a/../../t.json"}, 400, "path"),
+        ({"steps": 1, "path": "a/.ssh.json"}, 400, "path"),
+        ({"steps": 1, "path": "t.json\n"}, 400, "path"),
     ):
         given, answer, _ = await gateway.post(url, body, headers=auth("boss"))
         assert (given, answer["error"]["param"]) == (status, param)
