@@ -39,12 +39,16 @@ def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> Seq
     for token_id in before:
         part = vocabulary.token_bytes[token_id]
         context = context + part if part else b""  # nothing merges across a special token
-    return vocabulary.tokens_behind(_last_word(context, text), text)
+    return vocabulary.tokens_behind(_last_word(vocabulary, context, text), text)
 
 
-def _last_word(context: bytes, text: bytes) -> bytes:
-    """The part of the context that can tell how the text is cut: a space begins a word to every tokenizer. Short, so
-    that the same question comes again."""
+def _last_word(vocabulary: Vocabulary, context: bytes, text: bytes) -> bytes:
+    """The part of the context that can tell how the text is cut: none where no token can lie across the border; else
+    the last word, as a space begins a word to every tokenizer. Short, so that the same question comes again. A character
+    that the context began stays whole."""
+    is_whole = text[0] & 0xC0 != 0x80
+    if not context or (is_whole and not vocabulary.can_join(context, text)):
+        return b""
     if text[:1] == SPACE and not context[-1:].isspace():
         return b""
     return context[max(context.rstrip().rfind(SPACE), 0) :]

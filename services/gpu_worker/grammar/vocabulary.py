@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from services.gpu_worker.grammar.matcher import I32, I64, mask_of
@@ -44,6 +45,7 @@ class Vocabulary:
         order = sorted((text, token_id) for token_id, text in enumerate(self.token_bytes) if text)
         self._sorted = [text for text, _ in order]
         self._sorted_ids: I64 = np.array([token_id for _, token_id in order], np.int64)
+        self._pairs = _byte_pairs(self._sorted)
 
     def _info(self, stop_token_ids: tuple[int, ...]) -> "xgrammar.TokenizerInfo":
         """The vocabulary for xgrammar; one object for the same stop ids."""
@@ -59,6 +61,10 @@ class Vocabulary:
         end = _after(prefix)
         last = len(self._sorted) if end is None else bisect.bisect_left(self._sorted, end)
         return self._sorted_ids[first:last] if last > first else _NO_IDS
+
+    def can_join(self, before: bytes, after: bytes) -> bool:
+        """Whether there is a token that could lie across the border of these two texts, neither of them empty."""
+        return bool(self._pairs[before[-1], after[0]])
 
     def text_of(self, token_ids: Sequence[int]) -> bytes:
         return b"".join([self.token_bytes[token_id] for token_id in token_ids])
@@ -119,6 +125,17 @@ def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
 
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+def _byte_pairs(tokens: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+    """[256, 256]: whether a token has the one byte right before the other."""
+    text = np.frombuffer(b"".join(tokens), np.uint8)
+    ends = np.cumsum([len(token) for token in tokens])[:-1]
+    is_within = np.ones(max(len(text) - 1, 0), np.bool_)
+    is_within[ends - 1] = False
+    pairs = np.zeros((256, 256), np.bool_)
+    pairs[text[:-1][is_within], text[1:][is_within]] = True
+    return pairs
 
 
 def _without_half_character(text: bytes) -> bytes:

@@ -1,8 +1,11 @@
 """The vocabulary as a worker loads it from the model's folder."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.gpu_worker.grammar.vocabulary import load_vocabulary
 from shared.errors import InternalError
@@ -26,3 +29,22 @@ def test_a_folder_without_a_tokenizer_is_an_error_that_names_it(tmp_path: Path) 
     with pytest.raises(InternalError, match="no tokenizer to constrain an answer with") as raised:
         load_vocabulary(str(tmp_path), 100)
     assert "\n" not in raised.value.message
+
+
+def test_texts_join_where_a_token_has_the_bytes_on_both_sides() -> None:
+    vocabulary = toy.vocabulary()
+    texts = [text for text in vocabulary.token_bytes if text]
+    for first in range(256):
+        for second in range(256):
+            pair = bytes((first, second))
+            assert vocabulary.can_join(b"x" + pair[:1], pair[1:] + b"x") == any(pair in text for text in texts)
+
+
+@given(st.text(max_size=12), st.text(min_size=1, max_size=12))
+def test_texts_that_do_not_join_are_cut_alone(before: str, after: str) -> None:
+    vocabulary = toy.vocabulary()
+    one, other = before.encode(), after.encode()
+    if one and not vocabulary.can_join(one, other):
+        tokens = vocabulary.backend.encode(before + after, add_special_tokens=False).ids
+        ends = list(itertools.accumulate(len(vocabulary.token_bytes[token]) for token in tokens))
+        assert len(one) in ends
