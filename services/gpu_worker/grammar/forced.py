@@ -44,8 +44,8 @@ def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> Seq
 
 def _last_word(vocabulary: Vocabulary, context: bytes, text: bytes) -> bytes:
     """The part of the context that can tell how the text is cut: none where no token can lie across the border; else
-    the last word, as a space begins a word to every tokenizer. Short, so that the same question comes again. A character
-    that the context began stays whole."""
+    the last word, as a space begins a word to every tokenizer. Short, so that the same question comes again.
+    A character that the context began stays whole."""
     is_whole = text[0] & 0xC0 != 0x80
     if not context or (is_whole and not vocabulary.can_join(context, text)):
         return b""
