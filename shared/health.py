@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from shared.errors import ConfigError
 from shared.messages import Instance
-from shared.registry import SERVICES, Registry, is_fresh
+from shared.registry import SERVICES, Registry, is_fresh, stands_by
 from shared.settings import BaseSettings, from_values
 from shared.streams import Bus, connect
 
@@ -25,9 +25,10 @@ ANSWER_S = 4.0
 
 def fault(instances: Iterable[Instance], service: str, host: str, now: float) -> str | None:
     """Why no process of the service on `host` can work, None if one can."""
+    instances = list(instances)
     ours = [one for one in instances if one.service == service and one.host == host]
     alive = [one for one in ours if is_fresh(one, now)]
-    if any(one.is_ready for one in alive):
+    if any(one.is_ready or stands_by(one, instances, now) for one in alive):
         return None
     if alive:
         return f"{service} is starting"

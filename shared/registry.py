@@ -36,17 +36,26 @@ def is_fresh(instance: Instance, now: float) -> bool:
     return now - instance.at < HEARTBEAT_LAPSE_S
 
 
+def stands_by(one: Instance, instances: Iterable[Instance], now: float) -> bool:
+    """Whether it is a scheduler that is heard of and waits while another leads."""
+    return (
+        one.service == "scheduler"
+        and not one.is_ready
+        and is_fresh(one, now)
+        and any(other.service == "scheduler" and other.is_ready and is_fresh(other, now) for other in instances)
+    )
+
+
 def missing(instances: Iterable[Instance], now: float) -> list[str]:
     """What is not as it should be, in words; empty when every service is there, every process that registered has been
     heard of lately, and each says that it is ready, or stands by: one scheduler leads, others wait."""
     seen = list(instances)
-    is_led = any(one.service == "scheduler" and one.is_ready and is_fresh(one, now) for one in seen)
     faults = [
         f"{one.service}/{one.instance} is starting"
         if is_fresh(one, now)
         else f"{one.service}/{one.instance} was last heard of {now - one.at:.0f} s ago"
         for one in seen
-        if not (is_fresh(one, now) and (one.is_ready or (is_led and one.service == "scheduler")))
+        if not (is_fresh(one, now) and one.is_ready) and not stands_by(one, seen, now)
     ]
     there = {one.service for one in seen}
     return [f"no {service}" for service in SERVICES if service not in there] + faults
@@ -78,6 +87,11 @@ class Registry:
             self._own, is_ready=is_ready, model=model, max_model_len=max_model_len, address=address
         )
 
+    @property
+    def is_ready(self) -> bool:
+        """What the next heartbeat says of this process."""
+        return self._own.is_ready
+
     async def beat(self) -> None:
         self._own = msgspec.structs.replace(self._own, at=time.time())
         await self._bus.client.hset(self._key, self._field, _encoder.encode(self._own))
@@ -88,7 +102,10 @@ class Registry:
             try:
                 await self.beat()
                 if on_view is not None:
+                    told = self._own
                     on_view(await self.view())
+                    if self._own is not told:
+                        await self.beat()  # what it saw has changed what we are
             except LOST_CONNECTION as error:
                 log.warning("heartbeat: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

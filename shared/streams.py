@@ -194,6 +194,16 @@ return nil
 """
 
 
+_RETIRE = """
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+end
+"""
+"""A consumer that is removed takes what it has pending with it; so only if it has nothing."""
+
+RETIRED_MS = 60_000
+
+
 class Bus:
     """A deployment's streams on one broker: where keys get their prefix."""
 
@@ -282,6 +292,38 @@ class Bus:
             deliveries = self._deliveries({key.encode(): stream}, alive)
             if deliveries:
                 yield deliveries
+
+    async def inherit_group(
+        self, stream: Stream[M], consumer: str, *, every_s: float = 1.0
+    ) -> AsyncIterator[list[Delivery[M]]]:
+        """Batches of entries that any other consumer read and did not acknowledge, taken over at once, for ever: for a
+        group of which only `consumer` is to read now. Others that have been idle for long are taken out of it."""
+        key, group = self.key(stream.name), stream.group
+        assert group is not None, f"{stream.name} has no consumer group"
+        while True:
+            entries: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
+            try:
+                for one in await self.client.xinfo_consumers(key, group):
+                    name = one["name"].decode()
+                    if name == consumer:
+                        continue
+                    pending = await self.client.xpending_range(key, group, "-", "+", 256, consumername=name)
+                    if pending:
+                        ids = [row["message_id"] for row in pending]
+                        claimed = await self.client.xclaim(key, group, consumer, 0, ids)
+                        entries += [(key.encode(), entry_id, fields) for entry_id, fields in claimed if fields]
+                    elif one["idle"] > RETIRED_MS:
+                        await cast(Any, self.client).eval(_RETIRE, 1, key, group, name)
+            except ResponseError as error:
+                if "no such key" not in str(error) and not str(error).startswith("NOGROUP"):
+                    raise
+            except LOST_CONNECTION as error:
+                log.warning("inheriting from %s: %s", stream.name, error)
+            deliveries = self._deliveries({key.encode(): stream}, entries)
+            if deliveries:
+                yield deliveries
+            else:
+                await asyncio.sleep(every_s)
 
     async def renew_group(self, stream: Stream[Any], consumer: str, entry_ids: Sequence[str]) -> None:
         """Says that `consumer` still works on these entries that it read: they count as just delivered, so that

@@ -28,6 +28,9 @@ class ServeSettings(BaseSettings, frozen=True, kw_only=True):
     gateways: Annotated[int, msgspec.Meta(ge=1, le=64), help_("gateway processes; they share the port")] = 1
     tokenizers: Annotated[int, msgspec.Meta(ge=1, le=256), help_("tokenizer processes")] = 1
     workers: Annotated[int, msgspec.Meta(ge=1, le=256), help_("worker processes, each with the whole model")] = 1
+    schedulers: Annotated[
+        int, msgspec.Meta(ge=1, le=8), help_("scheduler processes: one leads, the others wait to take over")
+    ] = 1
     redis_url: Annotated[str, help_("broker to use; default: one of its own, without a port")] = ""
     hang_timeout_s: Annotated[
         float, msgspec.Meta(ge=10, le=25), help_("a process that was ready and is silent for so long is killed")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from shared.leadership import dismiss
 from shared.messages import Died
 from shared.registry import Registry
 from shared.streams import EVENTS, LOST_CONNECTION, Bus
@@ -13,6 +14,7 @@ PATIENCE_S = 2.0
 """A broker that takes longer is left alone: the processes find out by themselves."""
 
 WORKER = "gpu_worker"
+SCHEDULER = "scheduler"
 
 
 async def report_end(bus: Bus, service: str, instance: str) -> None:
@@ -23,5 +25,7 @@ async def report_end(bus: Bus, service: str, instance: str) -> None:
             await Registry(bus, service, instance).mark_down()
             if service == WORKER:
                 await bus.add(EVENTS, Died(worker=instance))
+            if service == SCHEDULER:
+                await dismiss(bus, instance)
     except (TimeoutError, *LOST_CONNECTION) as error:
         log.warning("could not tell of the end of %s: %s", instance, error)

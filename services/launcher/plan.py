@@ -21,7 +21,7 @@ class ProcessPlan:
 def plan_services(settings: ServeSettings, flags: Mapping[str, object], redis_url: str, cpus: int) -> list[ProcessPlan]:
     """All service processes in the order of their start. The settings are complete: model path, port."""
     counts = {
-        SCHEDULER: 1,
+        SCHEDULER: settings.schedulers,
         GPU_WORKER: settings.workers,
         TOKENIZER: settings.tokenizers,
         GATEWAY: settings.gateways,

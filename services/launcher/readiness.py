@@ -10,7 +10,7 @@ import aiohttp
 
 from services.launcher.plan import ProcessPlan
 from shared.messages import Instance
-from shared.registry import Registry, is_fresh
+from shared.registry import Registry, is_fresh, stands_by
 from shared.streams import LOST_CONNECTION, Bus
 
 POLL_S = 0.1
@@ -27,7 +27,12 @@ class Readiness:
 
 
 def judge(plans: Sequence[ProcessPlan], instances: Iterable[Instance], now: float) -> Readiness:
-    seen = {one.instance: one for one in instances if is_fresh(one, now) and one.is_ready}
+    instances = list(instances)
+    seen = {
+        one.instance: one
+        for one in instances
+        if (is_fresh(one, now) and one.is_ready) or stands_by(one, instances, now)
+    }
     serving = next((seen[plan.name] for plan in plans if plan.name in seen and seen[plan.name].model), None)
     return Readiness(
         waiting=[plan.name for plan in plans if plan.name not in seen],

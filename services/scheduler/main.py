@@ -1,12 +1,13 @@
 """Scheduler service: the I/O around the core. Reads requests and reports, applies them, writes the decisions.
 
 A request's entry in `schedule` stays pending until its last sequence has ended, so what is in flight is what a new
-scheduler finds pending. Workers that it does not know say what they hold and decode on meanwhile; what else was told of
-a request stands in the token shards.
+scheduler finds pending, under its own name or another's. Workers that it does not know say what they hold and decode on
+meanwhile; what else was told of a request stands in the token shards.
 """
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 from services.scheduler.books import publish
 from services.scheduler.config import Settings
@@ -38,8 +39,6 @@ DEAF_S = 2.5
 """The broker answers a read of `events` every second; when it has not for so long, not the workers are silent."""
 STRANGERS_PLANS_S = 3600
 """How long the plans wait that a worker without a place in the books is to find when it comes back."""
-CONSUMER = "scheduler"
-"""The one consumer of the group, under every leader: what one leaves pending, the next one finds."""
 
 
 class Desk:
@@ -47,9 +46,13 @@ class Desk:
 
     checks_ledger: asserts after every decision that each page is in one place."""
 
-    def __init__(self, bus: Bus, core: Scheduler, *, checks_ledger: bool = False) -> None:
+    def __init__(
+        self, bus: Bus, core: Scheduler, leadership: Leadership, instance: str, *, checks_ledger: bool = False
+    ) -> None:
         self._bus = bus
         self._core = core
+        self._leadership = leadership
+        self._consumer = instance
         self._events: list[Event] = []
         self._done: list[Delivery[ToScheduler]] = []  # to acknowledge once applied
         self._wake = asyncio.Event()
@@ -59,8 +62,20 @@ class Desk:
         self._checks_ledger = checks_ledger
 
     async def read_requests(self) -> None:
+        """What is new; what was in flight under an earlier leader; and what one read that had not noticed yet that it
+        leads no more."""
         before_us = _order(await self._bus.newest_id(SCHEDULE))
-        async for deliveries in self._bus.read_group(SCHEDULE, CONSUMER, pending_first=True, count=256):
+        async with asyncio.TaskGroup() as tasks:
+            for source in (
+                self._bus.read_group(SCHEDULE, self._consumer, pending_first=True, count=256),
+                self._bus.inherit_group(SCHEDULE, self._consumer),
+            ):
+                tasks.create_task(self._take_requests(source, before_us))
+
+    async def _take_requests(
+        self, source: AsyncIterator[list[Delivery[ToScheduler]]], before_us: tuple[int, int]
+    ) -> None:
+        async for deliveries in source:
             for delivery in deliveries:
                 if isinstance(delivery.message, Abort):
                     self._events.append(delivery.message)
@@ -112,6 +127,8 @@ class Desk:
             except TimeoutError:
                 pass
             self._wake.clear()
+            if not self._leadership.is_sure:
+                await self._leadership.confirm()
             events, self._events = self._events, []
             done, self._done = self._done, []
             now = max(now, time.time())
@@ -172,7 +189,7 @@ async def serve(context: Context, settings: Settings) -> None:
             no_worker_patience_s=settings.no_worker_patience_s,
             term=await leadership.acquire(),
         )
-        desk = Desk(context.bus, core, checks_ledger=settings.check_ledger)
+        desk = Desk(context.bus, core, leadership, context.instance, checks_ledger=settings.check_ledger)
         try:
             async with asyncio.TaskGroup() as leading:
                 leading.create_task(leadership.hold())

@@ -34,6 +34,12 @@ def test_the_fault_is_named(instances: list[Instance], why: str | None) -> None:
     assert health.fault(instances, "tokenizer", "here", NOW) == why
 
 
+def test_a_scheduler_that_waits_for_its_turn_is_well() -> None:
+    waits = instance(service="scheduler", is_ready=False)
+    assert health.fault([waits], "scheduler", "here", NOW) == "scheduler is starting"
+    assert health.fault([waits, instance(service="scheduler", host="elsewhere")], "scheduler", "here", NOW) is None
+
+
 async def run_check(service: str, broker_url: str, prefix: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from shared import streams
 from shared.messages import Abort, Generate, Output, Sampling, TextPrompt, Tokenize
 from shared.packing import pack_i32, unpack_i32
 from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, shard_stream
@@ -59,6 +60,24 @@ async def test_a_dead_consumers_entries_are_claimed(bus: Bus) -> None:
     await first(bus.read_group(TOKENIZE, "dies"))
     claimed = await first(bus.claim_group(TOKENIZE, "lives", min_idle_s=0, every_s=0.05))
     assert [d.message.request_id for d in claimed] == ["a"]
+
+
+async def test_whoever_comes_next_inherits_all_that_others_read(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, consumer in (("a", "first"), ("b", "second"), ("c", "heir")):
+        bus.outbox.post(TOKENIZE, a_request(name))
+        await first(bus.read_group(TOKENIZE, consumer))
+    inherited = bus.inherit_group(TOKENIZE, "heir", every_s=0.02)
+    batch = await anext(inherited)
+    assert [delivery.message.request_id for delivery in batch] == ["a", "b"]
+    bus.outbox.post(TOKENIZE, a_request("d"))
+    await first(bus.read_group(TOKENIZE, "first"))  # does not know yet that its turn is over
+    later = await asyncio.wait_for(anext(inherited), 5)
+    assert [delivery.message.request_id for delivery in later] == ["d"]
+    monkeypatch.setattr(streams, "RETIRED_MS", 0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(inherited), 0.3)
+    consumers = await bus.client.xinfo_consumers(bus.key("tokenize"), "tokenizers")
+    assert [(one["name"], one["pending"]) for one in consumers] == [(b"heir", 4)]
 
 
 async def test_an_entry_that_kills_every_consumer_becomes_a_dead_letter(bus: Bus) -> None:

@@ -12,6 +12,7 @@ from services.launcher.doctor.diagnosis import findings
 from services.launcher.doctor.snapshot import Snapshot, look
 from services.launcher.screen import Screen
 from shared.errors import ConfigError
+from shared.registry import stands_by
 from shared.streams import Bus, connect, wait_for_broker
 
 PATIENCE_S = 3.0
@@ -73,7 +74,8 @@ def described(snapshot: Snapshot) -> Iterator[str]:
     kept = "append-only file" if broker.keeps else "nothing is kept on disk"
     yield f"broker     {broker.version}, {broker.memory >> 20}{limit} MiB, {kept}"
     for one in snapshot.instances:
-        state = "ready" if one.is_ready else "not ready"
+        waits = "stands by" if stands_by(one, snapshot.instances, broker.now) else "not ready"
+        state = "ready" if one.is_ready else waits
         up = time.strftime("%H:%M:%S", time.gmtime(max(0.0, broker.now - one.started_at)))
         heard = max(0.0, broker.now - one.at)
         yield f"{one.service:10} {one.instance}: {state}, up {up}, heard of {heard:.1f} s ago, {one.host} pid {one.pid}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.launcher.doctor.snapshot import Snapshot
 from shared.messages import HEARTBEAT_LAPSE_S, Instance
-from shared.registry import SERVICES
+from shared.registry import SERVICES, stands_by
 
 OLDEST_BROKER = (6, 2)
 FULL = 0.9
@@ -80,7 +80,7 @@ def _processes(snapshot: Snapshot) -> Said:
                 f"{name} was last heard of {snapshot.broker.now - one.at:.0f} s ago",
                 "if it runs it hangs or cannot reach the broker: see its log, and restart it",
             )
-        elif not one.is_ready:
+        elif not one.is_ready and not stands_by(one, snapshot.instances, snapshot.broker.now):
             yield (
                 f"{name} is not ready",
                 "it is loading, or waits for its predecessor's lock; see its log if it stays so",

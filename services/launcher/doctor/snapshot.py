@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from shared.leadership import leader_of
 from shared.ledger import LEDGER_KEY, Ledger
 from shared.messages import Instance
 from shared.streams import EVENTS, SCHEDULE, TOKENIZE, Bus
@@ -77,8 +78,7 @@ async def look(bus: Bus) -> Snapshot:
     snapshot.lengths[EVENTS.name] = await _length(bus, EVENTS.name)
     await _look_at_shards(bus, snapshot)
     await _look_at_keys(bus, snapshot)
-    leader: Any = await bus.client.get(bus.key("scheduler-leader"))
-    snapshot.leader = None if leader is None else leader.decode().partition("/")[0]
+    snapshot.leader = await leader_of(bus)
     books: Any = await bus.client.get(bus.key(LEDGER_KEY))
     snapshot.ledger = None if books is None else _ledger.decode(books)
     return snapshot

@@ -23,6 +23,7 @@ from services.scheduler.core.effects import (
     SendPlan,
     Waited,
 )
+from services.scheduler.core.radix_index import TOKEN
 from services.scheduler.core.recovery import ASK_AGAIN_S, Recovery, Relearning
 from services.scheduler.core.sequence import SUSPECT_CRASHES, Phase, Request, Sequence, sequences_of
 from services.scheduler.core.waiting_queue import FirstComeFirstServed, LongestPrefixMatch, Policy
@@ -209,7 +210,7 @@ class Scheduler:
         elif phase is Phase.RETRACTING:
             del worker.retracting[sequence.sequence_id]
         elif worker.awaited_until(sequence) is not None:
-            sequence.phase = Phase.LINGERING
+            worker.linger(sequence)
         else:
             worker.drop(sequence, now)
         self._forget(sequence, now)
@@ -413,9 +414,10 @@ class Scheduler:
             sequence = worker.running.get(sequence_id)
             if sequence is not None:
                 worker.on_computed(sequence, computed)
-        token_ids, indices = progress.token_ids, unpack_i32(progress.indices)
-        for at, sequence_id in enumerate(unpack_i64(progress.sequence_ids)):
-            self._token(worker, sequence_id, indices[at], token_ids[at * 4 : at * 4 + 4], now)
+        token_ids = progress.token_ids
+        sequence_ids, indices = unpack_i64(progress.sequence_ids), unpack_i32(progress.indices)
+        for at in worker.take_quiet(sequence_ids, indices, token_ids):
+            self._token(worker, sequence_ids[at], indices[at], token_ids[at * TOKEN : at * TOKEN + TOKEN], now)
         for ended in progress.ended:
             self._ended_by_worker(worker, ended, now)
         for sequence_id in unpack_i64(progress.retracted):
@@ -423,7 +425,8 @@ class Scheduler:
             if sequence is not None:
                 sequence.attempt += 1
                 self._again([sequence], now)
-        for sequence in [s for s in worker.running.values() if s.phase is Phase.LINGERING]:
+        lingering = worker.num_lingering and [s for s in worker.running.values() if s.phase is Phase.LINGERING]
+        for sequence in lingering or ():
             if worker.awaited_until(sequence) is None:
                 worker.drop(sequence, now)
 

@@ -53,6 +53,8 @@ class Sequence:
     values are known to be there. number: order of arrival. num_matched: cached tokens where it waits or was
     admitted; matched_pages: whole pages of it. cached_prompt: the same at its first admission, which is what its
     client is told. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute.
+    outstanding: tokens that it may still come to and has no pages for. quiet_until: up to so many tokens another one
+    is nothing but another one: no page becomes whole and the lease holds; 0: not known.
     crashes: workers that died while it ran; is_poison: and it was the only one there when the last of several did."""
 
     sequence_id: int
@@ -84,6 +86,8 @@ class Sequence:
     matched_pages: int = 0
     admitted_tokens: int = 0
     prefill_left: int = 0
+    outstanding: int = 0
+    quiet_until: int = 0
 
     @property
     def is_suspect(self) -> bool:
@@ -111,6 +115,7 @@ class Sequence:
         self.matched_pages = 0
         self.pages, self.tree_pages, self.is_shadowed = [], 0, False
         self.computed = self.admitted_tokens = self.prefill_left = 0
+        self.outstanding = self.quiet_until = 0
 
     def learn(self, output: bytes) -> None:
         """Takes what is known of its output, if that is more than it has. output: int32 bytes from the first token."""

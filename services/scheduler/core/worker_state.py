@@ -1,12 +1,13 @@
 """One worker as the scheduler sees it: its pages, its prefix index, who runs and who waits there."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import cast
 
 from services.scheduler.core.page_pool import PagePool
-from services.scheduler.core.radix_index import Match, Node, Parked, RadixIndex
+from services.scheduler.core.radix_index import TOKEN, Match, Node, Parked, RadixIndex
 from services.scheduler.core.sequence import Phase, Sequence
 from services.scheduler.core.waiting_queue import Policy, WaitingQueue
 from shared.messages import Admit, Drop, Grant, Hello, Plan, Retract
@@ -61,6 +62,9 @@ class WorkerState:
         self.retracting: dict[int, Sequence] = {}
         self.hungry: dict[int, Sequence] = {}  # running out of pages
         self.pending_prefill = 0
+        self.num_lingering = 0
+        self._num_suspects = 0  # of those that run
+        self._outstanding = 0  # of all that run, together
         self.num_retractions = 0
         self._tuning = tuning
         self._reserve = tuning.reserve
@@ -120,9 +124,7 @@ class WorkerState:
 
     def is_free_for(self, sequence: Sequence) -> bool:
         """Whether the sequence may run beside those that do: a suspect runs alone."""
-        return not self.running or not (
-            sequence.is_suspect or any(running.is_suspect for running in self.running.values())
-        )
+        return not self.running or not (sequence.is_suspect or self._num_suspects)
 
     def admit(self, sequence: Sequence, now: float) -> bool:
         """Starts a waiting sequence if its pages can be had, evicting cached ones; False leaves it waiting."""
@@ -157,7 +159,7 @@ class WorkerState:
         sequence.computed = len(match.pages) * self.page_size
         if sequence.attempt == 0:
             sequence.cached_prompt = match.num_tokens
-        self.running[sequence.sequence_id] = sequence
+        self._enter(sequence)
         sequence.admitted_tokens = sequence.num_tokens
         sequence.prefill_left = sequence.num_tokens - match.num_tokens
         self.pending_prefill += sequence.prefill_left
@@ -183,6 +185,18 @@ class WorkerState:
                 grammar=sequence.request.grammar,
             )
         )
+
+    def _enter(self, sequence: Sequence) -> None:
+        self.running[sequence.sequence_id] = sequence
+        self._num_suspects += sequence.is_suspect
+        sequence.quiet_until = 0
+        self._note_room(sequence)
+
+    def _note_room(self, sequence: Sequence) -> None:
+        """Its page table has another length."""
+        outstanding = max(0, sequence.final_tokens - len(sequence.pages) * self.page_size)
+        self._outstanding += outstanding - sequence.outstanding
+        sequence.outstanding = outstanding
 
     def adopt(self, sequences: Iterable[tuple[Sequence, list[int]]], now: float) -> list[Sequence]:
         """Takes over sequences that run here already, each with the pages that it has; all but its newest token is
@@ -211,7 +225,7 @@ class WorkerState:
         sequence.node, sequence.pages = match.node, pages
         sequence.tree_pages = sequence.matched_pages = shared
         sequence.num_matched = shared * self.page_size
-        self.running[sequence.sequence_id] = sequence
+        self._enter(sequence)
         self._share(sequence, whole, None, now)
         self.index.touch(sequence.node, now)
         return True
@@ -251,12 +265,38 @@ class WorkerState:
         if computed >= sequence.tree_pages * self.page_size:
             self._disown(sequence)
 
+    def take_quiet(self, sequence_ids: "array[int]", indices: "array[int]", token_ids: bytes) -> list[int]:
+        """Takes those tokens of a report that change nothing but their sequence's length, which are nearly all.
+        Returns the places of the others, whose turn may come afterwards, for quiet ones touch nobody else."""
+        others = []
+        running = self.running
+        for at, sequence_id in enumerate(sequence_ids):
+            sequence = running.get(sequence_id)
+            if sequence is not None:
+                tokens = sequence.tokens
+                count = len(tokens) // TOKEN
+                if count < sequence.quiet_until and indices[at] == count - sequence.num_prompt:
+                    tokens += token_ids[at * TOKEN : at * TOKEN + TOKEN]
+                    sequence.computed = count
+                    continue
+            others.append(at)
+        return others
+
     def on_token(self, sequence: Sequence, token: bytes, now: float) -> None:
         """The worker has sampled the sequence's next token, so it has computed all those before."""
         self.on_computed(sequence, sequence.num_tokens)
         sequence.tokens += token
         self._share(sequence, sequence.computed // self.page_size, None, now)
         self.ensure_room(sequence)
+        sequence.quiet_until = self._quiet_until(sequence)
+
+    def _quiet_until(self, sequence: Sequence) -> int:
+        if sequence.sequence_id in self.hungry:
+            return 0
+        until = sequence.final_tokens
+        if sequence.outstanding:
+            until = len(sequence.pages) * self.page_size - self._tuning.low_water
+        return until if sequence.is_shadowed else min(until, (sequence.tree_pages + 1) * self.page_size)
 
     def ensure_room(self, sequence: Sequence) -> None:
         """Renews the lease if it runs low; notes the sequence as hungry if no page is to be had."""
@@ -270,6 +310,7 @@ class WorkerState:
         if count > 0:
             pages = self._take(count)
             sequence.pages += pages
+            self._note_room(sequence)
             self._commands.append(Grant(sequence_id=sequence.sequence_id, pages=pack_i32(pages)))
         if count < wanted:
             self.hungry[sequence.sequence_id] = sequence
@@ -314,6 +355,12 @@ class WorkerState:
                 return node.end
             node = node.parent
         return None
+
+    def linger(self, sequence: Sequence) -> None:
+        """The sequence has ended for its client and runs on for the pages that others were promised."""
+        sequence.phase = Phase.LINGERING
+        sequence.quiet_until = 0
+        self.num_lingering += 1
 
     def drop(self, sequence: Sequence, now: float) -> None:
         """Ends a running sequence by our decision."""
@@ -360,6 +407,11 @@ class WorkerState:
         sequence.node = None
         sequence.pages = []
         sequence.tree_pages = sequence.computed = sequence.num_matched = 0
+        sequence.quiet_until = 0
+        self._outstanding -= sequence.outstanding
+        sequence.outstanding = 0
+        self._num_suspects -= sequence.is_suspect
+        self.num_lingering -= sequence.phase is Phase.LINGERING
         del self.running[sequence.sequence_id]
         self.hungry.pop(sequence.sequence_id, None)
 
@@ -383,8 +435,7 @@ class WorkerState:
     def _can_take(self, count: int, *, reserve: bool) -> bool:
         available = self.pool.num_free + self.index.num_evictable
         if reserve:
-            outstanding = sum(max(0, s.final_tokens - len(s.pages) * self.page_size) for s in self.running.values())
-            count += int(self._reserve * outstanding / self.page_size)
+            count += int(self._reserve * self._outstanding / self.page_size)
         return available >= count
 
     def _take(self, count: int) -> list[int]:
@@ -425,6 +476,12 @@ class WorkerState:
         locks = sum(1 for s in self.running.values()) + sum(1 for s in self.running.values() if s.copy_node)
         assert sum(root.locks for root in self.index.roots()) == locks
         assert self.pending_prefill >= 0
+        running = self.running.values()
+        assert self._outstanding == sum(max(0, s.final_tokens - len(s.pages) * self.page_size) for s in running)
+        assert self._num_suspects == sum(s.is_suspect for s in running)
+        assert self.num_lingering == sum(s.phase is Phase.LINGERING for s in running)
+        for sequence in running:
+            assert sequence.num_tokens > sequence.quiet_until or sequence.phase is Phase.RUNNING
 
 
 def _waits_for(sequence: Sequence, other: Sequence) -> bool:

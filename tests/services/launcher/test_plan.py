@@ -25,8 +25,8 @@ def test_one_of_each_by_default_with_the_gateway_last() -> None:
 
 
 def test_counts_make_as_many_processes_with_names_of_their_own() -> None:
-    names = [plan.name for plan in plans_for(workers=2, tokenizers=3, gateways=2)]
-    assert len(names) == len(set(names)) == 8
+    names = [plan.name for plan in plans_for(schedulers=2, workers=2, tokenizers=3, gateways=2)]
+    assert len(names) == len(set(names)) == 9
 
 
 def test_every_process_is_told_broker_and_name() -> None:

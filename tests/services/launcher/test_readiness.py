@@ -43,3 +43,12 @@ def test_strangers_on_a_shared_broker_do_not_count() -> None:
 def test_the_served_model_is_what_a_worker_says() -> None:
     found = judge(PLANS, [instance(plan.name, model="m" if "worker" in plan.name else None) for plan in PLANS], NOW)
     assert (found.waiting, found.model, found.max_model_len) == ([], "m", 2048)
+
+
+def test_a_scheduler_that_waits_for_its_turn_is_as_good_as_ready() -> None:
+    plans = [*PLANS, ProcessPlan("scheduler-1", "scheduler", [])]
+    workers = [instance("gpu_worker-0", model="m"), instance("gpu_worker-1", model="m")]
+    standby = instance("scheduler-1", is_ready=False)
+    assert judge(plans, [instance("scheduler-0"), standby, *workers], NOW).waiting == []
+    nobody_leads = [instance("scheduler-0", is_ready=False), standby, *workers]
+    assert judge(plans, nobody_leads, NOW).waiting == ["scheduler-0", "scheduler-1"]

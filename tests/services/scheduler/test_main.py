@@ -11,6 +11,7 @@ from services.scheduler.core.scheduler import Scheduler, make_policy
 from services.scheduler.leader import Leadership
 from services.scheduler.main import Desk
 from services.scheduler.metrics import Exporter
+from shared.errors import BusError
 from shared.messages import Generate, Held, Hello, Holdings, Plan, Progress, Sampling
 from shared.packing import pack_i32
 from shared.streams import EVENTS, SCHEDULE, Bus, plan_stream, shard_stream
@@ -25,7 +26,9 @@ HELLO = Hello(
 async def core(bus: Bus) -> AsyncIterator[Scheduler]:
     """A scheduler's core at work on the bus."""
     core = Scheduler(lambda: make_policy("lpm", 1.0), term=3)
-    desk = Desk(bus, core, checks_ledger=True)
+    leadership = Leadership(bus, "scheduler-1")
+    await leadership.acquire()
+    desk = Desk(bus, core, leadership, "scheduler-1", checks_ledger=True)
     await bus.outbox.flush()
     bus.answered_at = 0.0
     loops = [desk.read_reports(), desk.read_requests(), desk.read_shards(), desk.run(Exporter())]
@@ -66,7 +69,7 @@ async def bus_with_a_request(bus: Bus) -> Bus:
     a_request(bus)
     bus.outbox.post(shard_stream(1), an_output(*((7, index, 10 + index) for index in range(5)), epoch=5))
     await bus.outbox.flush()
-    async for _ in bus.read_group(SCHEDULE, "scheduler"):
+    async for _ in bus.read_group(SCHEDULE, "scheduler-0"):
         break
     return bus
 
@@ -115,3 +118,49 @@ async def test_who_comes_back_under_the_same_name_leads_at_once_and_in_a_later_t
     assert not waiting.done()
     await second.release()
     assert await asyncio.wait_for(waiting, 2) > term
+
+
+async def test_what_an_earlier_leader_reads_after_its_time_is_not_lost(bus: Bus, core: Scheduler) -> None:
+    stale = bus.read_group(SCHEDULE, "scheduler-0")
+    taken = asyncio.ensure_future(anext(stale))
+    await asyncio.sleep(0.1)
+    for _ in range(4):
+        a_request(bus)
+    await taken
+    bus.outbox.post(EVENTS, HELLO)
+    await eventually(lambda: 7 in core.sequences)
+
+
+async def test_a_leader_that_was_stopped_for_long_makes_sure_before_it_goes_on(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Leadership, "TTL_S", 0.2)
+    first, other = Leadership(bus, "a"), Leadership(bus, "b")
+    term = await first.acquire()
+    assert first.is_sure
+    await asyncio.sleep(0.25)
+    assert not first.is_sure
+    await first.confirm()  # nobody has led meanwhile
+    assert first.is_sure
+    await asyncio.sleep(0.25)
+    assert await other.acquire() > term
+    with pytest.raises(BusError, match="another scheduler leads"):
+        await first.confirm()
+    await other.release()
+    with pytest.raises(BusError, match="another scheduler leads"):
+        await first.confirm()  # what the other one decided is not known here
+
+
+async def test_a_leader_whose_time_is_over_decides_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leadership, "TTL_S", 0.2)
+    core, leadership = Scheduler(lambda: make_policy("lpm", 1.0), term=3), Leadership(bus, "a")
+    await leadership.acquire()
+    desk = Desk(bus, core, leadership, "a")
+    a_request(bus)
+    reading = asyncio.create_task(desk.read_requests())
+    await asyncio.sleep(0.25)
+    await Leadership(bus, "b").acquire()
+    with pytest.raises(BusError, match="another scheduler leads"):
+        await desk.run(Exporter())
+    assert not core.sequences
+    reading.cancel()

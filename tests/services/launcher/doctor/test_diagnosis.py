@@ -133,3 +133,9 @@ def test_a_missing_service_is_said() -> None:
     snapshot = a_set()
     snapshot.instances = [one for one in snapshot.instances if one.service != "gateway"]
     assert [finding.what for finding in findings(snapshot)] == ["there is no gateway"]
+
+
+def test_a_second_scheduler_that_waits_is_no_fault() -> None:
+    snapshot = a_set()
+    snapshot.instances.append(an_instance("scheduler", "s-1", is_ready=False))
+    assert findings(snapshot) == []
