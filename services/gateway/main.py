@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -25,6 +26,8 @@ from services.gateway.routes import make_app
 from services.gateway.state import Gateway
 from shared.errors import ConfigError, Unavailable
 from shared.heap import settle_heap
+from shared.messages import Instance
+from shared.registry import Registry
 from shared.service import Context, run_service
 
 log = logging.getLogger(__name__)
@@ -72,8 +75,8 @@ async def serve(context: Context, settings: Settings) -> None:
             if settings.api_keys_file:
                 tasks.create_task(_reload_keys(gateway), name="keys file")
             settle_heap()
-            context.registry.update(is_ready=True, address=inbox.address)
-            tasks.create_task(context.registry.run(gateway.deployment.update), name="registry")
+            context.registry.update(is_ready=False, address=inbox.address)
+            tasks.create_task(context.registry.run(_watch(context.registry, gateway)), name="registry")
             log.info("listening on %s", site.name)
             try:
                 await asyncio.Event().wait()
@@ -90,6 +93,17 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
     site = web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.reuse_port or None)
     try:
         await site.start()
+def _watch(registry: Registry, gateway: Gateway) -> Callable[[Sequence[Instance]], None]:
+    """What to do with each view of the registry: it says what is there, and so whether this gateway can be of use."""
+
+    def on_view(instances: Sequence[Instance]) -> None:
+        gateway.deployment.update(instances)
+        if registry.is_ready != gateway.deployment.is_ready:
+            registry.update(is_ready=gateway.deployment.is_ready, address=gateway.inbox.address)
+
+    return on_view
+
+
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot listen: {_why(error)}") from None
     return site
