@@ -39,6 +39,11 @@ class Settings(BaseSettings, frozen=True, kw_only=True):
     outage_patience_s: Annotated[
         float, Meta(ge=0), help_("how long requests wait for a part of the system that is gone before they get a 503")
     ] = 30.0
+    drain_notice_s: Annotated[
+        float,
+        Meta(ge=0),
+        help_("on stop, how long /ready says no before connections are refused"),
+    ] = 0.0
     drain_timeout_s: Annotated[float, Meta(ge=0), help_("on stop, how long running requests may go on")] = 10.0
     grammar_mode: Annotated[
         Literal["auto", "off"], help_("auto: answers match the constraints that requests ask for; off: those get a 400")

@@ -27,7 +27,9 @@ class Model:
 
 
 class Deployment:
-    """The last view of the registry, judged."""
+    """The last view of the registry, judged.
+
+    is_leaving: balancers are to choose another gateway, but who comes is served; is_stopping: no longer."""
 
     def __init__(self) -> None:
         self._instances: Sequence[Instance] = ()
@@ -35,6 +37,7 @@ class Deployment:
         self._models: dict[str, Model] = {}
         self._judged_at = float("-inf")
         self._whole_at = float("-inf")
+        self.is_leaving = False
         self.is_stopping = False
 
     def update(self, instances: Sequence[Instance]) -> None:
@@ -67,12 +70,16 @@ class Deployment:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are taken."""
-        return not self.is_stopping and self.absent_for_s < SHORT_ABSENCE_S
+        """Whether new requests are welcome."""
+        return not self.is_leaving and self._can_answer
+
+    @property
+    def _can_answer(self) -> bool:
+        return self.absent_for_s < SHORT_ABSENCE_S
 
     def faults(self) -> list[str]:
         """What is not as it should be, in words. Requests may well be answered by what is there."""
-        if self.is_stopping:
+        if self.is_leaving:
             return ["this gateway is stopping"]
         return registry.missing(self._instances, time.time())
 
@@ -80,7 +87,7 @@ class Deployment:
         """Raises Unavailable when nobody could answer soon, ModelNotFound when nobody serves the model."""
         if self.is_stopping:
             raise Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S)
-        if not self.is_ready:
+        if not self._can_answer:
             raise Unavailable(f"Not ready: no {', no '.join(self.absent)}.", retry_after_s=RETRY_AFTER_S)
         return self.model(model)
 

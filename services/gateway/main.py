@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 
 RELOAD_S = 2.0
 """How often the keys file is looked at."""
+
+LAST_CALL_S = 0.5
+"""How long the connections that are there may bring new requests once there are no new connections: a client whose
+connection was taken is not to be told to go elsewhere."""
 
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request has ended."""
@@ -83,16 +88,12 @@ async def serve(context: Context, settings: Settings) -> None:
             finally:
                 context.registry.update(is_ready=False, address=inbox.address)
                 if not reading.done():
-                    is_needed = await _drain(gateway, site)
+                    is_needed = await _drain(gateway, runner, site)
     finally:
         await runner.cleanup()
         await inbox.leave(is_needed=is_needed)
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
-    site = web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.reuse_port or None)
-    try:
-        await site.start()
 def _watch(registry: Registry, gateway: Gateway) -> Callable[[Sequence[Instance]], None]:
     """What to do with each view of the registry: it says what is there, and so whether this gateway can be of use."""
 
@@ -104,6 +105,10 @@ def _watch(registry: Registry, gateway: Gateway) -> Callable[[Sequence[Instance]
     return on_view
 
 
+async def _listen(runner: web.AppRunner, settings: Settings) -> web.TCPSite:
+    site = web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.reuse_port or None)
+    try:
+        await site.start()
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot listen: {_why(error)}") from None
     return site
@@ -146,18 +151,30 @@ async def _reload_keys(gateway: Gateway) -> None:
         await asyncio.sleep(RELOAD_S)
 
 
-async def _drain(gateway: Gateway, site: web.TCPSite) -> bool:
-    """No new requests; those in flight go on for a while, then end with a 503, or are left to other gateways if their
-    clients can come back. Returns whether any are."""
-    gateway.deployment.is_stopping = True
+async def _drain(gateway: Gateway, runner: web.AppRunner, site: web.TCPSite) -> bool:
+    """First no balancer is to send new requests, then there are no new connections, then no new requests. Those in
+    flight go on for a while, then end with a 503, or are left to other gateways if their clients can come back. Returns
+    whether any are."""
+    settings, deployment = gateway.settings, gateway.deployment
+    deployment.is_leaving = True
+    await asyncio.sleep(settings.drain_notice_s)
     await site.stop()
-    await gateway.until_idle(gateway.settings.drain_timeout_s)
+    until = time.monotonic() + settings.drain_timeout_s
+    last_call = min(until, time.monotonic() + LAST_CALL_S)
+    while _has_connections(runner) and time.monotonic() < last_call:  # noqa: ASYNC110  # there is no event to wait for
+        await asyncio.sleep(0.02)
+    deployment.is_stopping = True
+    await gateway.until_idle(until - time.monotonic())
     is_needed = gateway.keeper.hand_over()
     if gateway.load.requests:
         log.warning("stopping with %d requests in flight", gateway.load.requests)
         gateway.inbox.fail_all(Unavailable("This gateway is stopping; try again.", retry_after_s=RETRY_AFTER_S).body())
         await gateway.until_idle(LAST_WORDS_S)
     return is_needed
+
+
+def _has_connections(runner: web.AppRunner) -> bool:
+    return runner.server is not None and bool(runner.server.connections)
 
 
 def main() -> None:

@@ -91,7 +91,9 @@ async def take_request(request: web.Request, rates: Rates) -> None:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """On every answer, streamed ones included."""
+    """On every answer, streamed ones included. A gateway that is about to stop keeps no connection."""
+    if request.app[GATEWAY].deployment.is_leaving:
+        response.force_close()
     if _KEY in request:
         response.headers[REQUEST_ID] = request[_KEY]
     allowance = request.get(_ALLOWANCE)

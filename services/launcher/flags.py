@@ -35,6 +35,9 @@ class ServeSettings(BaseSettings, frozen=True, kw_only=True):
     hang_timeout_s: Annotated[
         float, msgspec.Meta(ge=10, le=25), help_("a process that was ready and is silent for so long is killed")
     ] = 20.0
+    drain_notice_s: Annotated[
+        float, msgspec.Meta(ge=0), help_("on stop, how long /ready says no before connections are refused")
+    ] = 0.0
     drain_timeout_s: Annotated[float, msgspec.Meta(ge=0), help_("on stop, how long running requests may go on")] = 3.0
     log_level: Annotated[str, help_("what the services write: DEBUG, INFO, WARNING or ERROR")] = "WARNING"
     metrics_port: Annotated[
@@ -128,6 +131,7 @@ MANAGED = {
     "host": (GATEWAY,),
     "port": (GATEWAY,),
     "reuse-port": (GATEWAY,),
+    "drain-notice-s": (GATEWAY,),
     "drain-timeout-s": (GATEWAY,),
 }
 """Flags of services whose values the launcher decides (`services.launcher.plan`), and who takes them."""

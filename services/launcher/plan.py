@@ -62,6 +62,7 @@ def _managed_values(settings: ServeSettings, name: str, redis_url: str, metrics_
         "max-model-len": settings.max_model_len,
         "host": settings.host,
         "port": settings.port,
+        "drain-notice-s": settings.drain_notice_s,
         "drain-timeout-s": settings.drain_timeout_s,
     }
     return {flag: f"--{flag}={value}" for flag, value in values.items()} | {

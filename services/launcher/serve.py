@@ -123,7 +123,7 @@ async def _start(
     others = [Child(plan, on_line) for plan in plans if plan.service != GATEWAY]
     await supervisor.start(others, grace_s=STOP_GRACE_S)
     gateways = [Child(plan, on_line) for plan in plans if plan.service == GATEWAY]
-    await supervisor.start(gateways, grace_s=settings.drain_timeout_s + 1)
+    await supervisor.start(gateways, grace_s=settings.drain_notice_s + settings.drain_timeout_s + 1)
 
 
 async def _until_ready(

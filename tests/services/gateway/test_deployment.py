@@ -70,10 +70,12 @@ def test_a_scheduler_that_stands_by_is_no_fault() -> None:
     assert seeing([*without("scheduler"), standby]).faults() == ["scheduler/s2 is starting"]
 
 
-def test_a_gateway_that_stops_takes_nothing() -> None:
+def test_a_gateway_that_stops_sends_balancers_away_first() -> None:
     there = seeing(everybody())
-    there.is_stopping = True
+    there.is_leaving = True
     assert not there.is_ready
     assert there.faults() == ["this gateway is stopping"]
+    assert there.check("tiny").name == "tiny"
+    there.is_stopping = True
     with pytest.raises(Unavailable):
         there.check("tiny")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.gateway.config import Settings
-from services.gateway.main import serve
+from services.gateway.main import LAST_CALL_S, serve
 from shared.errors import ConfigError
 from shared.messages import sequence_id
 from shared.registry import Registry
@@ -142,7 +142,7 @@ async def test_a_gateway_that_stops_takes_nothing_new(start: Any, backend: Any) 
     writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b'{"status":"ok"}')
     stopping = asyncio.create_task(gateway.stop())
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(LAST_CALL_S + 0.2)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     )
@@ -176,3 +176,34 @@ async def test_a_broker_without_memory_is_a_503_and_no_end(start: Any, backend: 
     backend.texts = ["x"]
     assert (await gateway.post(URL, CHAT, headers={"Idempotency-Key": "k"}))[0] == 200
     assert (await limited.post(URL, CHAT, headers={"Authorization": "Bearer k"}))[0] == 200
+
+
+async def test_a_connection_that_was_taken_is_served_when_the_gateway_stops(start: Any, backend: Any) -> None:
+    backend.texts = ["x"]
+    gateway = await start(drain_timeout_s=10)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.settings.port)
+    stopping = asyncio.create_task(gateway.stop())
+    await asyncio.sleep(0.1)
+    body = b'{"model":"tiny","prompt":"a"}'
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+    answer = await asyncio.wait_for(reader.read(), 5)  # to its end: the connection is not kept
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    writer.close()
+    await asyncio.wait_for(stopping, 5)
+
+
+async def test_balancers_hear_of_the_stop_before_connections_are_refused(start: Any, backend: Any) -> None:
+    backend.texts = ["x"]
+    gateway = await start(drain_notice_s=0.5)
+    stopping = asyncio.create_task(gateway.stop())
+    await asyncio.sleep(0.1)
+    async with gateway.http.get("/ready") as response:
+        assert (response.status, (await response.json())["reasons"]) == (503, ["this gateway is stopping"])
+    assert (await gateway.post(URL, CHAT))[0] == 200
+    await asyncio.wait_for(stopping, 5)
+    with pytest.raises(OSError, match="Connect"):
+        await asyncio.open_connection("127.0.0.1", gateway.settings.port)
