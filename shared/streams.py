@@ -202,6 +202,8 @@ end
 """A consumer that is removed takes what it has pending with it; so only if it has nothing."""
 
 RETIRED_MS = 60_000
+BLOCK_MS = 5000
+RECHECK_S = 2.0
 
 
 class Bus:
@@ -221,16 +223,20 @@ class Bus:
         self, stream: Stream[M], consumer: str, *, count: int = 64, pending_first: bool = False
     ) -> AsyncIterator[list[Delivery[M]]]:
         """Batches of new entries for `consumer` in the stream's group, for ever; each is to be acknowledged with
-        `Outbox.ack`. pending_first: begin with what this consumer had read and not acknowledged. Several
+        `Outbox.ack`. pending_first: begin with what this consumer had read and not acknowledged, and look again from
+        time to time for what it was sent and a broken connection swallowed, which others find by `claim_group`. Several
         consumers share a group's entries. Survives lost connections and a lost group."""
         key, group = self.key(stream.name), stream.group
         assert group is not None, f"{stream.name} has no consumer group"
-        cursor = "0" if pending_first else ">"
+        cursor = newest = "0" if pending_first else ">"
+        checked_at = time.monotonic()
         attempt = 0
         while True:
+            if cursor == ">" != newest and time.monotonic() - checked_at > RECHECK_S:
+                cursor = newest
             try:
                 reply = await self.client.xreadgroup(
-                    group, consumer, {key: cursor}, count=count, block=None if cursor != ">" else 5000
+                    group, consumer, {key: cursor}, count=count, block=None if cursor != ">" else BLOCK_MS
                 )
                 attempt = 0
             except ResponseError as error:
@@ -244,11 +250,11 @@ class Bus:
                 await backoff(attempt)
                 continue
             entries = _entries(reply)
+            if entries and pending_first:
+                newest = entries[-1][1].decode()
             if cursor != ">":
-                if not entries:
-                    cursor = ">"
-                    continue
-                cursor = entries[-1][1].decode()
+                checked_at = time.monotonic()
+                cursor = newest if entries else ">"
             deliveries = self._deliveries({key.encode(): stream}, entries)
             if deliveries:
                 yield deliveries
@@ -300,30 +306,39 @@ class Bus:
         group of which only `consumer` is to read now. Others that have been idle for long are taken out of it."""
         key, group = self.key(stream.name), stream.group
         assert group is not None, f"{stream.name} has no consumer group"
+        asked: list[Any] = []
         while True:
-            entries: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
+            claimed: list[Any] = []
             try:
-                for one in await self.client.xinfo_consumers(key, group):
-                    name = one["name"].decode()
-                    if name == consumer:
-                        continue
-                    pending = await self.client.xpending_range(key, group, "-", "+", 256, consumername=name)
-                    if pending:
-                        ids = [row["message_id"] for row in pending]
-                        claimed = await self.client.xclaim(key, group, consumer, 0, ids)
-                        entries += [(key.encode(), entry_id, fields) for entry_id, fields in claimed if fields]
-                    elif one["idle"] > RETIRED_MS:
-                        await cast(Any, self.client).eval(_RETIRE, 1, key, group, name)
+                asked = asked or await self._held_by_others(key, group, consumer)
+                if asked:
+                    claimed = await self.client.xclaim(key, group, consumer, 0, asked)
+                    asked = []  # else it is asked for again: it may be ours, and the reply lost
             except ResponseError as error:
                 if "no such key" not in str(error) and not str(error).startswith("NOGROUP"):
                     raise
+                asked = []
             except LOST_CONNECTION as error:
                 log.warning("inheriting from %s: %s", stream.name, error)
+            entries = [(key.encode(), entry_id, fields) for entry_id, fields in claimed if fields]
             deliveries = self._deliveries({key.encode(): stream}, entries)
             if deliveries:
                 yield deliveries
             else:
                 await asyncio.sleep(every_s)
+
+    async def _held_by_others(self, key: str, group: str, consumer: str) -> list[Any]:
+        """Ids of entries that one of the other consumers has pending. Retires those that have none for long."""
+        for one in await self.client.xinfo_consumers(key, group):
+            name = one["name"].decode()
+            if name == consumer:
+                continue
+            pending = await self.client.xpending_range(key, group, "-", "+", 256, consumername=name)
+            if pending:
+                return [row["message_id"] for row in pending]
+            if one["idle"] > RETIRED_MS:
+                await cast(Any, self.client).eval(_RETIRE, 1, key, group, name)
+        return []
 
     async def renew_group(self, stream: Stream[Any], consumer: str, entry_ids: Sequence[str]) -> None:
         """Says that `consumer` still works on these entries that it read: they count as just delivered, so that
