@@ -73,7 +73,7 @@ class Process:
 
 
 class Cluster:
-    """Broker with an append-only file, scheduler, and so many of each other service.
+    """Broker with an append-only file, and so many of each service.
 
     The gateways listen on `ports`, each on its own. The broker's data survives its restarts unless wiped.
     worker_module: what is run as a worker."""
@@ -86,6 +86,7 @@ class Cluster:
         *,
         workers: int = 2,
         tokenizers: int = 2,
+        schedulers: int = 1,
         worker_module: str = "services.gpu_worker",
     ) -> None:
         self.folder = folder
@@ -98,7 +99,7 @@ class Cluster:
         self._bus = Bus(connect(f"unix://{self.socket}"), PREFIX)
         self._add_broker()
         model_flags = ["--model-path", str(model), "--served-model-name", "tiny"]
-        self._add("scheduler", 1, ["--headroom-tokens=32", "--low-water-tokens=16", "--check-ledger"])
+        self._add("scheduler", schedulers, ["--headroom-tokens=32", "--low-water-tokens=16", "--check-ledger"])
         worker_flags = [
             "--dtype=float32",
             "--device=cpu",
