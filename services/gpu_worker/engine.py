@@ -239,6 +239,11 @@ class Engine:
         self._set_aside()
         return StepSize(sum(len(chunk.step.token_ids) for chunk in chunks), len(decode))
 
+    def prepare(self) -> bool:
+        """Gets ready for steps of other sizes, in a few hundredths of a second; whether there is more to do. When
+        `step` found nothing to do."""
+        return self._executor.prepare()
+
     def _decode_set(self) -> DecodeSet:
         self._set_aside()
         if self._decode is None:

@@ -39,7 +39,7 @@ class EngineThread:
         self._changed = threading.Condition()
         self._plans: list[Plan] = []
         self._is_stopping = False
-        self._is_idle = self._is_woken = False
+        self._is_idle = self._is_woken = self._is_preparing = False
         self._failures = 0
         self._turned_at = time.monotonic()
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -109,7 +109,8 @@ class EngineThread:
     def _take_plans(self) -> list[Plan] | None:
         """The plans that came, after waiting for one if there is nothing else to do; None when told to stop."""
         with self._changed:
-            if self._is_idle and not self._plans and not self._is_stopping and not self._is_woken:
+            has_call = self._plans or self._is_stopping or self._is_woken
+            if self._is_idle and not self._is_preparing and not has_call:
                 self._changed.wait(IDLE_TURN_S)
             self._is_woken = False
             self._turned_at = time.monotonic()
@@ -124,6 +125,7 @@ class EngineThread:
         self._is_idle = size is None
         self._profiler.after_step(has_computed=size is not None)
         if size is None:
+            self._is_preparing = engine.prepare()
             return
         self._failures = 0
         metrics.STEPS.inc()

@@ -58,6 +58,10 @@ class Executor(Protocol):
     def warm_up(self) -> None:
         """Builds now what the first steps would have to build, and shows what is broken. Before any sequence."""
 
+    def prepare(self) -> bool:
+        """Builds, in a few hundredths of a second, a part of what rarer steps would have to build; whether there is
+        more. While no step is under way."""
+
     def seat(self, sequence: Sequence) -> None:
         """The sequence takes sequence.seat; whoever had it before has gone."""
 
@@ -96,6 +100,9 @@ class StepExecutor:
 
     def warm_up(self) -> None:
         self._runner.forward([SequenceStep(array("i", [0]), 0, array("i", [0]), wants_logits=True)])
+
+    def prepare(self) -> bool:
+        return False
 
     def seat(self, sequence: Sequence) -> None:
         self._next[sequence.seat] = SequenceStep(array("i", [0]), 0, sequence.page_table, wants_logits=True)

@@ -1,6 +1,9 @@
 """Steps on a GPU: launched without waiting, one ahead of the tokens that are looked at."""
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,7 @@ from services.gpu_worker.cuda.attention import StepAttention
 from services.gpu_worker.cuda.buckets import Buckets
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.graphs import Graphs
+from services.gpu_worker.cuda.preparation import RUNS, Preparation, no_masks
 from services.gpu_worker.cuda.sampling import SeatSampler
 from services.gpu_worker.cuda.seats import Seats
 from services.gpu_worker.cuda.staging import Staging
@@ -80,6 +84,7 @@ class CudaExecutor:
         self._placed: DecodeSet | None = None
         self._grouped: DecodeSet | None = None
         self._has_groups = False
+        self._preparation = Preparation(self._parts())
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -88,11 +93,48 @@ class CudaExecutor:
         for size in reversed(self._decode_buckets.sizes):
             self._staging.next_step()
             self._rows.set_decode(nobody, size, self._staging)
-            for _ in range(2):
+            for _ in range(RUNS):
                 self._forward_decode(size)
                 self.choose(size, [], None)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        return self._preparation.go_on()
+
+    def _parts(self) -> Iterator[Callable[[], None]]:
+        """Steps with chunks, decode with prefixes that are shared, rows that are sampled, rows under a grammar."""
+        for has_groups in (False, True):
+            for size in self._row_buckets.sizes:
+                yield partial(self._try_mixed, size, has_groups)
+        for size in self._decode_buckets.sizes:
+            yield partial(self._try_decode, size)
+
+    def _try_mixed(self, num_rows: int, has_groups: bool) -> None:
+        self._staging.next_step()
+        num_tiles = self._rows.most_tiles(num_rows, min(num_rows, MOST_CAPTURED_CHUNKS))
+        self._placed = None
+        self._rows.set_mixed(np.empty(0, np.int32), [], num_rows, 1, num_tiles, self._staging)
+        with self._with_groups(has_groups):
+            self._run_captured_mixed(num_rows, num_tiles)
+
+    def _try_decode(self, size: int) -> None:
+        self._staging.next_step()
+        self._placed = None
+        self._rows.set_decode(np.empty(0, np.int32), size, self._staging)
+        with self._with_groups(True):
+            self._forward_decode(size)
+        self._rows.set_mixed(np.empty(0, np.int32), [], size, size, 0, self._staging)
+        self._run_head(size)
+        self._sampler.prepare(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size], self._graphs)
+        self.choose(size, [], no_masks(self.vocab_size))
+
+    @contextmanager
+    def _with_groups(self, has_groups: bool) -> Iterator[None]:
+        before, self._has_groups = self._has_groups, has_groups
+        yield
+        self._has_groups = before
 
     @torch.inference_mode()
     def run_largest_step(self) -> None:
@@ -168,16 +210,21 @@ class CudaExecutor:
         num_logit_rows = self._decode_buckets.fill(max(num_wanted, 1))
         num_tiles = self._rows.most_tiles(num_rows, num_parts)
         self._rows.set_mixed(decode.seats, chunks, num_rows, num_logit_rows, num_tiles, self._staging)
-        # A captured pass may find any number of sequences in decode among its rows.
-        decode_rows = num_rows if is_small else num_decode
         if is_small:
-            key = ("mixed", num_rows, self._has_groups)
-            self._graphs.run(key, lambda: self._mixed_pass(num_rows, decode_rows, num_tiles))
+            self._run_captured_mixed(num_rows, num_tiles)
         else:
-            self._mixed_pass(num_rows, decode_rows, num_tiles)
+            self._mixed_pass(num_rows, num_decode, num_tiles)
         if num_wanted:
-            self._graphs.run(("head", num_logit_rows), lambda: self._head_pass(num_logit_rows))
+            self._run_head(num_logit_rows)
         return num_logit_rows
+
+    def _run_captured_mixed(self, num_rows: int, num_tiles: int) -> None:
+        """A captured pass may find any number of sequences in decode among its rows."""
+        key = ("mixed", num_rows, self._has_groups)
+        self._graphs.run(key, lambda: self._mixed_pass(num_rows, num_rows, num_tiles))
+
+    def _run_head(self, num_logit_rows: int) -> None:
+        self._graphs.run(("head", num_logit_rows), lambda: self._head_pass(num_logit_rows))
 
     def _mixed_pass(self, num_rows: int, decode_rows: int, num_tiles: int) -> None:
         rows = self._rows

@@ -83,8 +83,15 @@ class SeatSampler:
         if has_penalties:  # rare, and their buffers are not there from the start
             self._choose(logits, seats, tokens, is_greedy=is_greedy, penalties=self._special.penalties)
         else:
-            key = ("greedy" if is_greedy else "random", len(tokens))
-            graphs.run(key, lambda: self._choose(logits, seats, tokens, is_greedy=is_greedy))
+            self._run(logits, seats, tokens, graphs, is_greedy=is_greedy)
+
+    def prepare(self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs) -> None:
+        """Runs what rows that are sampled need, with rows that have no seat."""
+        self._run(logits, seats, tokens, graphs, is_greedy=False)
+
+    def _run(self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs, *, is_greedy: bool) -> None:
+        key = ("greedy" if is_greedy else "random", len(tokens))
+        graphs.run(key, lambda: self._choose(logits, seats, tokens, is_greedy=is_greedy))
 
     def _choose(
         self, logits: Tensor, seats: Tensor, tokens: Tensor, *, is_greedy: bool, penalties: Penalties | None = None

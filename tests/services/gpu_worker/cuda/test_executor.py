@@ -224,3 +224,34 @@ def test_every_kind_of_sampling_gives_the_tokens_of_the_cpu_sampler(device: torc
     assert 17 in biased and len(set(biased)) > 1
     barred = got.tokens[list(SAMPLINGS).index("barred")]
     assert len(barred) == 5 and barred[4] == 11
+
+
+def test_getting_ready_for_other_steps_changes_nothing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the steps of sequences that stand still for want of pages, and share a prefix."""
+    monkeypatch.setattr(executor, "MIN_GROUP_TOKENS", 2 * PAGE)
+    monkeypatch.setattr(executor, "MIN_GROUP_ROWS", 2)
+    monkeypatch.setattr(executor, "MOST_CAPTURED_ROWS", 8)
+    shared = a_prompt(9)
+    made = on_device(CONFIGS["qwen2"], device)
+    plain, prepared = Run(on_device(CONFIGS["qwen2"], device)), Run(made)
+    sampling = Sampling(temperature=0.9, seed=5)
+    for run in (plain, prepared):
+        run.plan(
+            an_admit(1, shared + a_prompt(2, 1), [0, 1, 2], max_tokens=9),
+            an_admit(2, shared + a_prompt(1, 2), [0, 1, 3], cached=8, max_tokens=9, sampling=sampling),
+        )
+        run.finish()
+        assert 0 < len(run.tokens[1]) < 9 and 0 < len(run.tokens[2]) < 9
+        parts = 0
+        while run is prepared and run.engine.prepare():
+            parts += 1
+        assert run is plain or parts > 2 * len(made._row_buckets.sizes)
+        run.plan(
+            Grant(sequence_id=1, pages=pack_i32(array("i", [4, 5]))),
+            Grant(sequence_id=2, pages=pack_i32(array("i", [6, 7]))),
+            an_admit(3, shared + a_prompt(2, 3), [0, 1, 8, 9, 10], cached=8, max_tokens=9),
+        )
+        run.finish()
+    assert not made.prepare()
+    assert prepared.tokens == plain.tokens
+    assert {len(tokens) for tokens in plain.tokens.values()} == {9}
