@@ -94,6 +94,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """On every answer, streamed ones included. A gateway that is about to stop keeps no connection."""
     if request.app[GATEWAY].deployment.is_leaving:
         response.force_close()
+        response.headers["Connection"] = "close"
     if _KEY in request:
         response.headers[REQUEST_ID] = request[_KEY]
     allowance = request.get(_ALLOWANCE)
