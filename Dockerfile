@@ -19,6 +19,7 @@ RUN touch README.md LICENSE
 
 FROM base AS service
 RUN python -m pip install '.[gateway,scheduler]'
+COPY sapwood ./sapwood
 COPY shared ./shared
 COPY services ./services
 USER sapwood
@@ -38,6 +39,7 @@ ENV SAPWOOD_CACHE=/var/lib/sapwood
 FROM worker-base AS worker-cuda
 ARG TORCH=torch==2.13.0
 RUN TORCH_CUDA=1 sh deploy/install-torch.sh python "${TORCH}" && python -m pip install '.[serve]'
+COPY sapwood ./sapwood
 COPY shared ./shared
 COPY services ./services
 USER sapwood
@@ -46,6 +48,7 @@ CMD ["python", "-m", "services.gpu_worker"]
 FROM worker-base AS worker
 ARG TORCH=torch==2.13.0
 RUN sh deploy/install-torch.sh python "${TORCH}" && python -m pip install '.[serve]'
+COPY sapwood ./sapwood
 COPY shared ./shared
 COPY services ./services
 USER sapwood

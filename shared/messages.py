@@ -81,9 +81,10 @@ class SamplingOptions(Record, frozen=True, kw_only=True):
 class Constraint(Record, frozen=True, kw_only=True):
     """What an answer must match, as the client gave it.
 
-    kind: json_object, json_schema, regex, ebnf, lark, choice or structural_tag. source: the schema, tag or list of
-    choices as JSON, or the expression or grammar as it is; empty for json_object. param: the request's field that
-    it came from, which errors name."""
+    kind: json_object, json_schema, regex, ebnf, lark, choice, structural_tag or grammar (of parts, as
+    `sapwood.grammar.form` has it). source: the schema, tag, list of choices or grammar of parts as JSON, or the
+    expression or grammar as it is; empty for json_object. param: the request's field that it came from, which errors
+    name."""
 
     kind: str
     source: str

@@ -4,7 +4,9 @@
     vLLM      structured_outputs: {json, json_object, regex, choice, grammar, structural_tag}, and guided_json,
               guided_regex, guided_choice, guided_grammar as older clients send them
     SGLang    json_schema, regex, ebnf, structural_tag
-    Sapwood   lark, choice
+    Sapwood   response_format: grammar; lark, choice
+
+A grammar is either text in one of two notations or, as an object, made of parts (`sapwood.grammar.form`).
 
 Schemas travel as the JSON text that came: the order of their keys is the order of the answer's. Only their form is
 looked at here; whether they can be enforced is for the tokenizer to say.
@@ -90,9 +92,12 @@ def _response_format(raw: Raw) -> Iterator[Constraint]:
             yield _openai_schema(fields)
         case "structural_tag":
             yield Constraint(kind="structural_tag", source=bytes(raw).decode(), param="response_format")
+        case "grammar":
+            yield _given_grammar(fields)
         case _:
             raise InvalidRequest(
-                f"'response_format.type' must be text, json_object, json_schema or structural_tag, got {kind[:50]!r}.",
+                "'response_format.type' must be text, json_object, json_schema, structural_tag or grammar, "
+                f"got {kind[:50]!r}.",
                 param="response_format.type",
             )
 
@@ -112,6 +117,13 @@ def _openai_schema(fields: dict[str, Raw]) -> Constraint:
     if schema is None:
         raise InvalidRequest(f"'{path}.schema' is required.", param=f"{path}.schema", code="missing_required_parameter")
     return _schema(schema, f"{path}.schema")
+
+
+def _given_grammar(fields: dict[str, Raw]) -> Constraint:
+    path = "response_format.grammar"
+    if not _is_given(fields.get("grammar", Raw())):
+        raise InvalidRequest(f"'{path}' is required.", param=path, code="missing_required_parameter")
+    return _grammar(fields["grammar"], path)
 
 
 def _structured(raw: Raw) -> Iterator[Constraint]:
@@ -165,7 +177,9 @@ def _of_text(kind: str) -> Callable[[Raw, str], Constraint]:
 
 def _grammar(raw: Raw, path: str) -> Constraint:
     """vLLM takes both notations under one name; only one of them defines rules with `::=`."""
-    source = _decoded(_text, raw, path, "a string")
+    if bytes(raw).startswith(b"{"):
+        return Constraint(kind="grammar", source=bytes(raw).decode(), param=path)
+    source = _decoded(_text, raw, path, "a string or an object")
     return _of_text("ebnf" if "::=" in source else "lark")(raw, path)
 
 

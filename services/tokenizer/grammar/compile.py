@@ -6,6 +6,7 @@ import msgspec
 import xgrammar
 
 from services.tokenizer.grammar import ebnf
+from services.tokenizer.grammar.composed import composed
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_CHOICES
 from services.tokenizer.grammar.pattern import NOTHING
@@ -44,6 +45,8 @@ def to_ebnf(kind: str, source: str, max_characters: int) -> str:
             return rules.text(text_expression(pattern, rules, is_json=False))
         case "choice":
             return rules.text(_choice(source, rules))
+        case "grammar":
+            return rules.text(composed(load(source), rules, max_characters))
         case "ebnf":
             return ebnf.checked(source)
     raise Unenforceable(f"is a constraint of an unknown kind, {kind!r}")

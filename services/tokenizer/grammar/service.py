@@ -34,7 +34,7 @@ T = TypeVar("T")
 FORMAT_VERSION = 2
 """Counts changes of what constraints are turned into; part of every key."""
 
-KINDS = frozenset({"json_object", "json_schema", "regex", "ebnf", "lark", "choice", "structural_tag"})
+KINDS = frozenset({"json_object", "json_schema", "regex", "ebnf", "lark", "choice", "structural_tag", "grammar"})
 FAILURE_TTL_S = 60.0
 MAX_FAILURES = 1024
 MAX_WAITING = 256

@@ -2,11 +2,12 @@
 enforced as it would be alone.
 
 https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html, and the older form {"structures": [{"begin", "schema",
-"end"}], "triggers": [...]}.
+"end"}], "triggers": [...]}. A grammar in a tag may be one of Sapwood's own, as JSON.
 """
 
 from typing import Any
 
+from services.tokenizer.grammar.composed import composed
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.regex import parse_whole
 from services.tokenizer.grammar.rules import Rules, text_expression
@@ -54,6 +55,8 @@ def _format(value: Json, pointer: str, max_characters: int) -> Json:
             )
         case "regex":
             return _regex(value, pointer)
+        case "grammar" if isinstance(value.get("grammar"), dict):
+            return _composed(value["grammar"], pointer, max_characters)
         case "grammar" | "const_string":
             return value
     return {key: _format(inner, f"{pointer}/{escaped(key)}", max_characters) for key, inner in value.items()}
@@ -68,6 +71,16 @@ def _schema(value: dict[str, Any], pointer: str, max_characters: int) -> Json:
         root = emit(value.get("json_schema"), rules, max_characters)
     except Unenforceable as error:
         inner = f"{pointer}/json_schema{error.pointer or ''}"
+        raise Unenforceable(error.message, pointer=inner, keyword=error.keyword) from None
+    return {"type": "grammar", "grammar": rules.text(root)}
+
+
+def _composed(value: dict[str, Any], pointer: str, max_characters: int) -> Json:
+    rules = Rules()
+    try:
+        root = composed(value, rules, max_characters)
+    except Unenforceable as error:
+        inner = f"{pointer}/grammar{error.pointer or ''}"
         raise Unenforceable(error.message, pointer=inner, keyword=error.keyword) from None
     return {"type": "grammar", "grammar": rules.text(root)}
 

@@ -133,6 +133,8 @@ def _as_form(constraint: Constraint) -> Json:
             return grammar.json_schema(_decoded(constraint))
         case "regex":
             return {"type": "regex", "pattern": source}
+        case "grammar":
+            return {"type": "grammar", "grammar": _decoded(constraint)}
         case "ebnf":
             return {"type": "grammar", "grammar": source}
         case "choice":
