@@ -114,9 +114,9 @@ async def _with_background(context: Context, settings: S, serve: Callable[[Conte
             await asyncio.wait([asyncio.create_task(context.bus.outbox.flush())], timeout=1)
         outbox.cancel()
         await asyncio.wait([outbox])
-    for task in (work, outbox):
-        if not task.cancelled():
-            task.result()  # raises what ended it
+        for task in (work, outbox):
+            if not task.cancelled():
+                task.result()  # raises what ended it, on the way out too
 
 
 async def _as_coroutine(awaitable: Awaitable[None]) -> None:
