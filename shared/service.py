@@ -21,8 +21,8 @@ from typing import TypeVar
 import prometheus_client
 import uvloop
 
+from shared import sentinel, telemetry
 from shared import settings as settings_module
-from shared import telemetry
 from shared.errors import BusError, ConfigError
 from shared.metrics import ASYNCIO_TASKS
 from shared.registry import Registry
@@ -102,19 +102,22 @@ async def _run(service: str, settings: S, serve: Callable[[Context, S], Awaitabl
 
 
 async def _with_background(context: Context, settings: S, serve: Callable[[Context, S], Awaitable[None]]) -> None:
-    """Runs `serve` beside the outbox; on the way out, what was posted is still written (for a second)."""
+    """Runs `serve` beside the outbox and a watch over the broker; on the way out, what was posted is still written (for
+    a second)."""
     outbox = asyncio.create_task(context.bus.outbox.run(), name="outbox")
     work = asyncio.create_task(_as_coroutine(serve(context, settings)), name="serve")
+    watching = asyncio.create_task(sentinel.watch(context.bus.client), name="sentinels")
     try:
-        await asyncio.wait([outbox, work], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([outbox, work, watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         work.cancel()
         await asyncio.wait([work])
         if not outbox.done():
             await asyncio.wait([asyncio.create_task(context.bus.outbox.flush())], timeout=1)
         outbox.cancel()
-        await asyncio.wait([outbox])
-        for task in (work, outbox):
+        watching.cancel()
+        await asyncio.wait([outbox, watching])
+        for task in (work, outbox, watching):
             if not task.cancelled():
                 task.result()  # raises what ended it, on the way out too
 

@@ -27,9 +27,9 @@ def help_(text: str) -> msgspec.Meta:
 class BaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service needs."""
 
-    redis_url: Annotated[str, help_("broker: redis://host:port/db, rediss://..., or unix:///path")] = (
-        "redis://127.0.0.1:6379/0"
-    )
+    redis_url: Annotated[
+        str, help_("broker: redis://host:port/db, rediss://, unix:///path, or redis+sentinel://host,host/service")
+    ] = "redis://127.0.0.1:6379/0"
     key_prefix: Annotated[str, help_("prefix of every key and stream, to share a broker")] = "sapwood"
     instance: Annotated[str, help_("this process's name among its kind; made up when empty")] = ""
     log_level: Annotated[str, help_("DEBUG, INFO, WARNING or ERROR")] = "INFO"

@@ -12,14 +12,18 @@ drop what they have (by sequence id and index, or by plan number).
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 import redis.asyncio
 from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
     BusyLoadingError,
     ConnectionError,
     OutOfMemoryError,
@@ -29,6 +33,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from shared import sentinel
 from shared.errors import BusError, ConfigError
 from shared.messages import (
     PROTOCOL_VERSION,
@@ -55,6 +60,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=msgspec.Struct)
 
 DEAD_LETTERS_KEPT = 1000
+CONNECT_S = 5
 LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
 """What may pass: the broker is away, or takes no writes now."""
 
@@ -114,14 +120,34 @@ class Delivery(Generic[M]):
 
 def connect(url: str) -> "redis.asyncio.Redis":
     """A client for `url`. Blocking reads need no socket timeout (with one, redis-py on Python 3.11 can swallow
-    a cancellation); a dead peer shows by TCP keepalive. Raises ConfigError for a malformed URL."""
-    keepalive: dict[str, Any] = {}
+    a cancellation); a dead peer shows by TCP keepalive, or by its sentinels. Raises ConfigError for a malformed URL."""
+    options: dict[str, Any] = {"socket_timeout": None, "decode_responses": False}
     if not url.startswith("unix:"):
-        keepalive = {"socket_keepalive": True, "socket_connect_timeout": 5}
+        options |= {
+            "socket_keepalive": True,
+            "socket_keepalive_options": _keepalive(),
+            "socket_connect_timeout": CONNECT_S,
+        }
     try:
-        return redis.asyncio.Redis.from_url(url, socket_timeout=None, decode_responses=False, **keepalive)
-    except ValueError as error:
+        if sentinel.is_sentinel_url(url):
+            client = sentinel.connect(url, options)
+        else:
+            client = redis.asyncio.Redis.from_url(url, **options)
+        pool: Any = client.connection_pool
+        pool.make_connection()  # with an option that there is not, it cannot be made
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"--redis-url (SAPWOOD_REDIS_URL): {error}") from None
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        file = pool.connection_kwargs.get(option)
+        if file and not Path(file).is_file():
+            raise ConfigError(f"--redis-url (SAPWOOD_REDIS_URL): {option}: there is no file {file}")
+    return client
+
+
+def _keepalive() -> dict[int, int]:
+    """Socket options by which a host that has vanished shows within half a minute, where the system has them."""
+    wanted = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+    return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 
 
 async def backoff(attempt: int) -> None:
@@ -138,6 +164,8 @@ async def wait_for_broker(client: "redis.asyncio.Redis", patience_s: float = 60.
         try:
             memory = await client.info("memory")
             break
+        except (AuthenticationError, AuthorizationError) as error:
+            raise BusError(f"the broker refuses us: {error}") from None
         except LOST_CONNECTION as error:
             if time.monotonic() > give_up:
                 raise BusError(f"the broker does not answer: {error}") from None
