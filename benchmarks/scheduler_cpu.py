@@ -4,24 +4,26 @@
 
 agent: 64 conversations of 6 turns behind 2,048 tokens that all share; a turn sends the whole conversation and 192 new
 tokens, and gets 64. crowd: 2,000 requests, 512 at once, 2,000 shared tokens and 64 of their own, 32 out.
-A worker in miniature prefills 4,096 tokens a step beside those that decode and reports every step. Times are CPU times of the thread;
-the digest is of all that was decided, so that two versions can be seen to decide the same.
+A worker in miniature prefills 4,096 tokens a step beside those that decode and reports every step. Times are CPU
+times of the thread; the digest is of all that was decided, so that two versions can be seen to decide the same.
 """
 
 import argparse
+import contextlib
 import cProfile
 import hashlib
 import pstats
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from services.scheduler.core.effects import Arrived, Command, SendPlan
+from services.scheduler.core.effects import Arrived, SendPlan
 from services.scheduler.core.scheduler import Event, Scheduler, make_policy
+from shared.heap import settle_heap
 from shared.messages import Admit, Drop, Ended, FinishReason, Generate, Grant, Hello, Plan, Progress, Retract, Sampling
 from shared.packing import pack_i32, pack_i64
 from shared.streams import EVENTS, SCHEDULE
@@ -71,11 +73,11 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def time(self, what: str, work: Callable[[], object]) -> object:
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
         started = time.thread_time()
-        result = work()
+        yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.thread_time() - started
-        return result
 
 
 @dataclass
@@ -124,9 +126,7 @@ class Worker:
             tokens.append((sequence_id, running.outputs))
             running.outputs += 1
             if running.outputs == running.admit.max_tokens:
-                ended.append(
-                    Ended(sequence_id=sequence_id, reason=FinishReason.LENGTH, num_tokens=running.outputs)
-                )
+                ended.append(Ended(sequence_id=sequence_id, reason=FinishReason.LENGTH, num_tokens=running.outputs))
                 del self.running[sequence_id]
         self.number += 1
         return Progress(
@@ -170,19 +170,26 @@ class Run:
             max_running=512,
             prefill_budget=8192,
         )
-        self.apply([hello])
-        messages = [m for _ in range(min(self.at_once, len(self.sessions))) if (m := self.request(self.sessions.popleft()))]
+        self.apply([hello], "join")
+        firsts = [self.request(self.sessions.popleft()) for _ in range(min(self.at_once, len(self.sessions)))]
+        messages = [one for one in firsts if one is not None]
         while messages or self.worker.running or self.core.sequences:
             for at in range(0, len(messages), ARRIVALS_AT_ONCE):
                 bodies = [self.encoder.encode(one) for one in messages[at : at + ARRIVALS_AT_ONCE]]
-                arrived = [self.clock.time("decode requests", lambda body=body: SCHEDULE.decode(body)) for body in bodies]
-                self.apply([Arrived(one, f"{one.request_id}-0") for one in arrived])
+                with self.clock.on("decode requests"):
+                    requests = [SCHEDULE.decode(body) for body in bodies]
+                self.apply(
+                    [Arrived(one, f"{one.request_id}-0") for one in requests if isinstance(one, Generate)],
+                    "take requests",
+                )
             report = self.worker.step()
             self.steps += 1
             self.tokens += len(report.indices) // 4
             body = self.encoder.encode(report)
             self.now += STEP_S
-            self.apply([self.clock.time("decode reports", lambda body=body: EVENTS.decode(body))])
+            with self.clock.on("decode reports"):
+                decoded = EVENTS.decode(body)
+            self.apply([decoded], "take reports")
             messages = []
             for ended in report.ended:
                 session = self.active.pop(ended.sequence_id)
@@ -209,11 +216,13 @@ class Run:
             arrival=self.now,
         )
 
-    def apply(self, events: list[Event]) -> None:
-        commands: list[Command] = self.clock.time("decide", lambda: self.core.apply(events, self.now))
+    def apply(self, events: Sequence[Event], what: str) -> None:
+        with self.clock.on(what):
+            commands = self.core.apply(events, self.now)
         for command in commands:
             if isinstance(command, SendPlan):
-                body = self.clock.time("encode plans", lambda plan=command.plan: self.encoder.encode(plan))
+                with self.clock.on("encode plans"):
+                    body = self.encoder.encode(command.plan)
                 self.digest.update(body)
                 self.worker.apply(command.plan)
             else:
@@ -236,6 +245,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="the fastest is shown")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    settle_heap()
     for name in options.load.split(","):
         runs = []
         for _ in range(options.repeat):
