@@ -24,6 +24,16 @@ def longest_gaps(streams: Iterable[Stream], struck: Sequence[Struck]) -> dict[st
     return gaps
 
 
+def longest_waits(streams: Iterable[Stream], struck: Sequence[Struck], count: int = 8) -> list[str]:
+    """The longest waits of all, with what was done from ten seconds before on."""
+    waits = [(b - a, a, b, stream.number) for stream in streams for a, b in itertools.pairwise(stream.times)]
+    lines = []
+    for wait, a, b, number in sorted(waits, reverse=True)[:count]:
+        near = [f"{one.blow.kind} {one.blow.process} {one.at - a:+.1f}" for one in struck if a - 10 < one.at < b]
+        lines.append(f"{wait:.1f} s, stream {number}: {', '.join(near)}")
+    return lines
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
@@ -53,6 +63,7 @@ def summary(streams: Sequence[Stream], struck: Sequence[Struck], requests: Seque
         "refused": sum(stream.refused for stream in streams),
         "faults": sum(stream.fault is not None for stream in streams),
         "kinds": kinds,
+        "longest waits": longest_waits(streams, struck),
     }
 
 
@@ -66,4 +77,4 @@ def table(summary: dict[str, Any]) -> str:
     for label, kind in summary["kinds"].items():
         times = "".join(f"{kind[name]:9.2f}" if name in kind else f"{'-':>9}" for name in ("p50_s", "p99_s", "max_s"))
         lines.append(f"{label:24}{kind['blows']:6}{kind['streams']:9}{times}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary["longest waits"]])
