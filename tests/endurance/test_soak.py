@@ -1,0 +1,85 @@
+"""Many short requests, a good half of which their clients leave: nothing stays behind, and memory stays as it is.
+
+`SAPWOOD_SOAK_REQUESTS=20000 pytest tests/endurance/test_soak.py -s` is the real thing, with a quarter as many before it
+to warm up; `SAPWOOD_ENDURANCE_REPORT` names a file for the numbers. What grows is judged from 10,000 requests on: fewer
+tell nothing from noise.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+
+import pytest
+
+from tests.chaos.ledger import assert_clean
+from tests.endurance.fleet import Fleet
+from tests.endurance.memory import Sample, growth, sample, watch
+from tests.endurance.report import write_report
+from tests.endurance.visitors import Visitors
+
+REQUESTS = int(os.environ.get("SAPWOOD_SOAK_REQUESTS", "200"))
+AT_ONCE = int(os.environ.get("SAPWOOD_SOAK_USERS", "24"))
+WARM_UP = REQUESTS // 4
+JUDGED_FROM = 10_000
+ALLOWED_KIB = 150.0
+"""Growth for each thousand requests: 150 bytes a request. What every request left behind would be more."""
+
+
+@pytest.fixture
+def gateway_flags() -> list[str]:
+    """Answers that are kept go in seconds, so that what is kept does not look like what leaks."""
+    return ["--resume-keep-s=5", "--resume-grace-s=2"]
+
+
+async def crowd(visitors: Visitors, count: int) -> None:
+    """So many visits, some at a time."""
+    left = iter(range(count))
+
+    async def user() -> None:
+        for _ in left:
+            await visitors.visit()
+
+    async with asyncio.TaskGroup() as users:
+        for _ in range(AT_ONCE):
+            users.create_task(user())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 + REQUESTS // 5)
+async def test_nothing_stays_behind(fleet: Fleet) -> None:
+    visitors = Visitors(fleet.urls, random.Random(1))
+    samples: list[Sample] = []
+    with contextlib.closing(fleet.redis()) as broker:
+        await crowd(visitors, WARM_UP)
+        visitors.outcomes.clear()
+        began_at = time.monotonic()
+        watching = asyncio.create_task(watch(fleet, broker, samples, visitors.outcomes.total, 2.0))
+        try:
+            await crowd(visitors, REQUESTS)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+            await visitors.close()
+        samples.append(sample(fleet, broker, visitors.outcomes.total()))
+        took_s = time.monotonic() - began_at
+        await assert_clean(broker)
+        grown = growth(samples)
+        write_report(
+            "soak",
+            {
+                "requests": REQUESTS,
+                "warm_up": WARM_UP,
+                "seconds": round(took_s, 1),
+                "outcomes": dict(sorted(visitors.outcomes.items())),
+                "faults": len(visitors.faults),
+                "memory": grown,
+                "keys_left": sorted(key.decode() for key in broker.scan_iter("*")),
+            },
+        )
+        assert not visitors.faults, visitors.faults[:10]
+        assert not fleet.deaths()
+        if REQUESTS >= JUDGED_FROM:
+            leaks = {name: numbers for name, numbers in grown.items() if numbers["kib_per_1000"] > ALLOWED_KIB}
+            assert not leaks
