@@ -6,7 +6,7 @@ All operations raise Unenforceable when a result has more than MAX_STATES states
 import itertools
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -125,6 +125,40 @@ def values(dfa: Dfa, limit: int) -> list[str] | None:
         if len(found) > limit:
             return None
     return sorted(found)
+
+
+def components(edges: list[list[int]]) -> Iterator[list[int]]:
+    """Groups of nodes that lead to each other, those behind before those that lead to them (Tarjan)."""
+    order: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    stack: list[int] = []
+    waiting: set[int] = set()
+    for root in range(len(edges)):
+        if root in order:
+            continue
+        path = [(root, iter(edges[root]))]
+        order[root] = lowest[root] = len(order)
+        stack.append(root)
+        waiting.add(root)
+        while path:
+            node, targets = path[-1]
+            target = next(targets, None)
+            if target is None:
+                path.pop()
+                if path:
+                    lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[node])
+                if lowest[node] == order[node]:
+                    group = stack[stack.index(node) :]
+                    del stack[len(stack) - len(group) :]
+                    waiting.difference_update(group)
+                    yield group
+            elif target not in order:
+                order[target] = lowest[target] = len(order)
+                stack.append(target)
+                waiting.add(target)
+                path.append((target, iter(edges[target])))
+            elif target in waiting:
+                lowest[node] = min(lowest[node], order[target])
 
 
 class _Nfa:

@@ -32,6 +32,7 @@ from services.tokenizer.grammar.pattern import NOTHING, One, Pattern
 from services.tokenizer.grammar.regex import parse_whole
 from services.tokenizer.grammar.rules import (
     EMPTY,
+    MAX_RUN,
     Rules,
     alternatives,
     automaton_rule,
@@ -150,16 +151,17 @@ class _Emitter:
             raise Unenforceable(error.message, pointer=pointer + (error.pointer or ""), keyword=error.keyword) from None
 
     def _any_text(self, excludes: Iterable[str], max_chars: int | None, pointer: str) -> str:
-        """Of stops that are longer than a character; other texts are patterns."""
+        """Of stops that are longer than a character; other texts are patterns. Few characters are counted by rules,
+        many by xgrammar while it matches, as everywhere."""
         stops = pattern.alt(map(pattern.literal, excludes))
+        few = max_chars if max_chars is not None and max_chars <= MAX_RUN else None
         try:
-            free = subtracted(
-                automaton(pattern.ANYTHING), automaton(pattern.seq([pattern.ANYTHING, stops, pattern.ANYTHING]))
-            )
+            text = automaton(pattern.Repeat(One(charset.ANY), 0, few))
+            free = subtracted(text, automaton(pattern.seq([pattern.ANYTHING, stops, pattern.ANYTHING])))
             name = automaton_rule(free, self._rules, is_json=False)
         except Unenforceable as error:
             raise Unenforceable(error.message, pointer=f"{pointer}/excludes") from None
-        return name if max_chars is None else self._rules.add(name, max_chars=max_chars)
+        return name if max_chars == few else self._rules.add(name, max_chars=max_chars)
 
     def _sequence(self, part: Part, pointer: str) -> str:
         """From the last item to the first, so that a pattern goes on in what is behind it."""

@@ -4,10 +4,10 @@ An expression is a piece of a rule's body as text. In JSON strings (`is_json`) a
 there, in one way only: quotes, backslashes and line breaks by their short escapes, all others as they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from services.tokenizer.grammar import charset
-from services.tokenizer.grammar.automaton import Dfa, automaton
+from services.tokenizer.grammar.automaton import Dfa, automaton, components
 from services.tokenizer.grammar.charset import Chars
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_GRAMMAR_CHARACTERS, MAX_RULES
@@ -23,6 +23,9 @@ characters as they are written: an escape is two, and a JSON string full of them
 
 MAX_COUNTING_RULES = 256
 """Of one grammar. Runs for which there is no room are left to xgrammar."""
+
+MAX_SHARED_LOOP = 48
+"""States of a loop in an automaton that is looked for among those of other automata."""
 
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPED: Chars = charset.of("".join(ESCAPES))
@@ -40,6 +43,8 @@ class Rules:
         self._names: dict[tuple[str, int | None], str] = {}
         self._num_characters = 0
         self._num_counting = 0
+        self.loops: dict[str, str] = {}
+        """Rules of automata's states that lead back to themselves, by what may follow."""
 
     def add(self, body: str, *, max_chars: int | None = None) -> str:
         """The name of the rule with this body. max_chars: a match has no more characters."""
@@ -226,35 +231,69 @@ def text_expression(pattern: Pattern, rules: Rules, *, is_json: bool, end: str =
 
 
 def automaton_rule(dfa: Dfa, rules: Rules, *, is_json: bool, end: str = EMPTY) -> str:
-    """The name of a rule that matches what the automaton does, then `end`: one rule a state, each ending in the next,
-    but those with one way to them inside its rule."""
+    """An expression that needs no parentheses for what the automaton matches, then `end`: one rule a state, each ending
+    in the next, but those with one way to them inside its rule. States from which the same may follow are one rule, in
+    all automata of a grammar."""
     edges = [dfa.edges(state) for state in range(len(dfa.rows))]
     entries = [0] * len(edges)
-    entries[0] = 2
     for targets in edges:
         for target in targets:
             entries[target] += 1
-    names = {state: rules.reserve() for state, count in enumerate(entries) if count != 1}
+    spelled = [{target: one_of(chars, is_json=is_json) for target, chars in targets.items()} for targets in edges]
+    behind: dict[int, str] = {}
 
-    def body(state: int) -> str:
-        parts = []
-        for target, chars in edges[state].items():
-            chain = [one_of(chars, is_json=is_json)]
-            while target not in names and len(edges[target]) == 1 and not dfa.accepts[target]:
-                [(target, chars)] = edges[target].items()
-                chain.append(one_of(chars, is_json=is_json))
-            if target not in names and edges[target]:
-                names[target] = rules.reserve()
-                rules.define(names[target], body(target))
-            chain.append(names.get(target, end))
-            parts.append(" ".join(chain))
-        if dfa.accepts[state]:
-            parts.append(end)
-        return " | ".join(parts)
+    def body(state: int, own: dict[int, str]) -> str:
+        parts = [f"{char} {own.get(target) or behind[target]}" for target, char in spelled[state].items()]
+        return " | ".join([*parts, end] if dfa.accepts[state] else parts)
 
-    for state in list(names):
-        rules.define(names[state], body(state))
-    return names[0]
+    for group in components([list(targets) for targets in edges]):
+        [state, *more] = group
+        if more or state in edges[state]:
+            behind |= _loop_rules(group, rules, spelled, dfa.accepts, behind, end, body)
+        elif not edges[state]:
+            behind[state] = end
+        elif state and entries[state] == 1 and len(edges[state]) == 1 and not dfa.accepts[state]:
+            behind[state] = body(state, {})
+        else:
+            behind[state] = rules.add(body(state, {}))
+    return behind[0]
+
+
+def _loop_rules(
+    group: list[int],
+    rules: Rules,
+    spelled: list[dict[int, str]],
+    accepts: list[bool],
+    behind: dict[int, str],
+    end: str,
+    body: Callable[[int, dict[int, str]], str],
+) -> dict[int, str]:
+    """State -> the name of its rule, for states that all lead to each other. A loop that is known is found by how it
+    looks from one of its states."""
+
+    def look(start: int) -> str:
+        places = {start: 0}
+        lines: list[str] = []
+        while len(lines) < len(places):
+            state = list(places)[len(lines)]
+            line = []
+            for target, char in spelled[state].items():
+                if target in members and target not in places:
+                    places[target] = len(places)
+                line.append(f"{char} {places.get(target, behind.get(target))}")
+            lines.append(" | ".join([*line, end] if accepts[state] else line))
+        return "\n".join(lines)
+
+    members = frozenset(group)
+    looks = {state: look(state) for state in group} if len(group) <= MAX_SHARED_LOOP else {}
+    names = {state: name for state, one in looks.items() if (name := rules.loops.get(one)) is not None}
+    if len(names) == len(group):
+        return names
+    names = {state: rules.reserve() for state in group}
+    for state, name in names.items():
+        rules.define(name, body(state, names))
+    rules.loops |= {one: names[state] for state, one in looks.items()}
+    return names
 
 
 def _single_char(part: Pattern) -> str | None:

@@ -17,6 +17,16 @@ ROOT = ""
 _PLAIN = frozenset({"enum", "const", "default", "examples", "example", "required", "type", "dependentRequired"})
 """Keywords whose values hold no schemas, whatever they look like."""
 
+SCHEMA, NAMES, OTHER = "schema", "names", "other"
+_NAMES = "properties patternProperties $defs definitions dependentSchemas dependencies"
+_SCHEMAS = (
+    "additionalItems additionalProperties allOf anyOf contains contentSchema else if items not oneOf prefixItems "
+    "propertyNames then unevaluatedItems unevaluatedProperties"
+)
+_ROLES = dict.fromkeys(_NAMES.split(), NAMES) | dict.fromkeys(_SCHEMAS.split(), SCHEMA)
+"""What a keyword's value is: a schema or a list of such, schemas by name, or, of a keyword that is unknown, anything;
+then it can be referred to by its place, and its `$id` is none."""
+
 
 def load(source: str) -> Json:
     """The JSON value of a text. Raises Unenforceable for what is none, is too deep or too large."""
@@ -110,7 +120,8 @@ class Document:
         reference = value[keyword]
         if not isinstance(reference, str):
             raise Unenforceable("must be a string", pointer=self.shown(number), keyword=keyword)
-        uri = urljoin(base, reference)
+        # a fragment is of the schema's own name, of whatever kind that is: `urljoin` knows no URNs
+        uri = urldefrag(base).url + reference if reference.startswith("#") else urljoin(base, reference)
         target = self._dynamic_target(uri, scope) if keyword == "$dynamicRef" else None
         if keyword == "$recursiveRef":
             target = self._recursive_target(uri, scope)
@@ -130,7 +141,7 @@ class Document:
     def _number(self, pointer: str, value: Json, base: str, scope: tuple[str, ...]) -> int:
         if not isinstance(value, dict | bool):
             raise Unenforceable("must be a schema, an object or a boolean", pointer=pointer.partition("\0")[0])
-        if self._is_dynamic and (not scope or scope[-1] != base):
+        if self._is_dynamic and base not in scope:  # only the first time that it was entered counts
             scope = (*scope, base)
         key = (pointer, scope)
         if key not in self._numbers:
@@ -143,14 +154,25 @@ class Document:
         own = (value.get("$id") or value.get("id")) if isinstance(value, dict) else None
         return urldefrag(urljoin(base, own)).url if isinstance(own, str) else base
 
-    def _index(self, value: Json, pointer: str, base: str) -> None:
-        """Notes every `$id`, `$anchor` and `$dynamicAnchor`."""
+    def _index(self, value: Json, pointer: str, base: str, role: str = SCHEMA) -> None:
+        """Notes every `$id`, `$anchor` and `$dynamicAnchor` of what is a schema by its place."""
         if isinstance(value, list):
             for place, inner in enumerate(value):
-                self._index(inner, f"{pointer}/{place}", base)
+                self._index(inner, f"{pointer}/{place}", base, role)
         if not isinstance(value, dict):
             return
-        base = self._base_of(value, base)
+        if "$dynamicRef" in value or "$recursiveRef" in value:
+            self._is_dynamic = True
+        if role == SCHEMA:
+            base = self._base_of(value, base)
+            self._note(value, pointer, base)
+        for key, inner in value.items():
+            if role == SCHEMA and key in _PLAIN:
+                continue
+            inner_role = SCHEMA if role == NAMES else _ROLES.get(key, OTHER) if role == SCHEMA else OTHER
+            self._index(inner, f"{pointer}/{escaped(key)}", base, inner_role)
+
+    def _note(self, value: dict[str, Json], pointer: str, base: str) -> None:
         if pointer == "" or isinstance(value.get("$id") or value.get("id"), str):
             self._by_uri.setdefault(base, (pointer, value, base))
             self._resources.setdefault(base, (pointer, value))
@@ -159,11 +181,6 @@ class Document:
                 self._by_uri[f"{base}#{value[keyword]}"] = (pointer, value, base)
         if isinstance(value.get("$dynamicAnchor"), str):
             self._dynamic[f"{base}#{value['$dynamicAnchor']}"] = (pointer, value, base)
-        if "$dynamicRef" in value or "$recursiveRef" in value:
-            self._is_dynamic = True
-        for key, inner in value.items():
-            if key not in _PLAIN:
-                self._index(inner, f"{pointer}/{escaped(key)}", base)
 
     def _target(self, uri: str) -> tuple[str, Json, str] | None:
         if uri in self._by_uri:

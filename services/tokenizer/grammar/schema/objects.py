@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 MAX_PATTERNS = 6
 MAX_LISTED_NAMES = 64
-MAX_NAME_CHARACTERS = 400
-"""Of all names that other names must not be; above, the others begin with other characters."""
+MAX_NAME_BEGINNINGS = 40
+"""Of the names that other names must not be: for each beginning the whole vocabulary is gone through. Where they have
+more, the others differ from all of them within their first characters."""
 
 _FREE_NAME = automaton(repeat(One(JSON_PLAIN), 1, None))
 
@@ -141,10 +142,21 @@ def _allowed_names(emitter: "Emitter", asked: Object) -> Dfa:
 
 
 def _without(names: Dfa, mentioned: set[str]) -> Dfa:
-    if sum(map(len, mentioned)) <= MAX_NAME_CHARACTERS:
-        return subtracted(names, automaton(alt(map(literal, sorted(mentioned))))) if mentioned else names
-    first = charset.union((ord(name[0]), ord(name[0])) for name in mentioned if name)
-    return intersected(names, automaton(seq([One(charset.complement(first)), ANY_TEXT])))
+    """The names that are none of these, or of many such names those that differ from them early."""
+    if not mentioned:
+        return names
+    following: dict[str, set[str]] = {"": {name[0] for name in mentioned if name}}
+    for length in range(1, max(map(len, mentioned)) + 1):
+        longer = {name[:length] for name in mentioned if len(name) >= length}
+        if len(following) + len(longer) > MAX_NAME_BEGINNINGS:
+            break
+        for beginning in longer:
+            following[beginning] = {name[length] for name in mentioned if name[:length] == beginning != name}
+    others = [literal(beginning) for beginning in following.keys() - mentioned]
+    for beginning, chars in following.items():
+        different = charset.complement(charset.of("".join(chars)))
+        others.append(seq([literal(beginning), One(different), ANY_TEXT]))
+    return intersected(names, automaton(alt(others)))
 
 
 def _others(emitter: "Emitter", free: list[NameClass]) -> str | None:

@@ -1,0 +1,96 @@
+"""Schemas that people use become grammars that are compiled in seconds: what follows alike is one rule."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import xgrammar
+
+from services.tokenizer.grammar.automaton import components
+from services.tokenizer.grammar.compile import to_ebnf
+from tests.services.tokenizer.grammar.random_walk import MAX_CHARACTERS, Walker
+
+
+def num_rules(schema: Any) -> int:
+    return to_ebnf("json_schema", json.dumps(schema), MAX_CHARACTERS).count("::=")
+
+
+def accepts(walker: Walker, schema: Any, value: Any) -> bool:
+    matcher = xgrammar.GrammarMatcher(
+        walker.compile("json_schema", json.dumps(schema)), terminate_without_stop_token=True
+    )
+    return matcher.accept_string(json.dumps(value, ensure_ascii=False)) and matcher.is_terminated()
+
+
+def test_texts_that_must_differ_share_what_comes_behind_their_first_character(walker: Walker) -> None:
+    item = {"type": "string", "maxLength": 40, "pattern": "^[^:/]+$"}
+    assert num_rules({"type": "array", "items": item, "uniqueItems": True}) < 200
+    loop = {"type": "string", "pattern": "^[a-z]+([0-9][a-z]+)*$"}
+    schema = {"type": "array", "items": loop, "uniqueItems": True}
+    assert num_rules(schema) < 120
+    assert accepts(walker, schema, ["ab1c", "bcd", "z9z"])
+    assert not accepts(walker, schema, ["ab1"])
+    assert not accepts(walker, schema, ["ab1c", "ab1c"])
+
+
+@pytest.mark.parametrize("pattern", ["^(ab|cb)*$", "^(a(b|c)d|e(b|c)d)+x?$", "^((a|b)(c|d)*)*z$", "^(aa)*(aaa)*$"])
+def test_shared_loops_match_the_same(walker: Walker, pattern: str) -> None:
+    schema = {"type": "array", "items": {"anyOf": [{"type": "string", "pattern": pattern}, {"const": 0}]}}
+    again = {"type": "array", "prefixItems": [schema, {"type": "string", "pattern": f"^(?:q{pattern[1:-1]})$"}]}
+    for text in ("", "ab", "abcb", "abd", "abdecd", "ecdx", "z", "acdz", "bz", "aaaaa", "a", "aaaaaaa", "cbx"):
+        expected = re.search(pattern, text) is not None
+        assert accepts(walker, schema, [text, 0]) == expected, text
+        assert accepts(walker, again, [[text, text], "q" + text]) == expected, text
+
+
+def test_names_beside_many_known_ones(walker: Walker) -> None:
+    known = [f"{first}{second}etting-{third}" for first in "abcdefgh" for second in "so" for third in "xyz"]
+    schema = {"properties": {key: {"type": "null"} for key in known}, "additionalProperties": {"type": "integer"}}
+    assert num_rules(schema) < 250
+    for name in ("z", "a", "ae", "b-setting", "zs-etting", "é"):
+        assert accepts(walker, schema, {name: 1}), name
+    for name in known:
+        assert accepts(walker, schema, {name: None})
+        assert not accepts(walker, schema, {name: 1})
+    few = {"properties": {"ab": {}, "abc": {}, "b": {}}, "additionalProperties": {"type": "integer"}}
+    for name in ("a", "abd", "abcd", "bb", "c", "ac"):
+        assert accepts(walker, few, {name: 1}), name
+    few["properties"] = {key: {"type": "null"} for key in few["properties"]}
+    for name in ("ab", "abc", "b", ""):
+        assert not accepts(walker, few, {name: 1}), name
+
+
+def test_resources_that_refer_to_each_other_dynamically_have_an_end(walker: Walker) -> None:
+    schema = {
+        "$id": "https://x.example/a",
+        "$dynamicAnchor": "node",
+        "properties": {"b": {"$ref": "b"}, "v": {"type": "integer"}},
+        "$defs": {
+            "b": {"$id": "b", "$dynamicAnchor": "node", "type": "object", "properties": {"a": {"$dynamicRef": "#node"}}}
+        },
+    }
+    assert accepts(walker, schema, {"b": {"a": {"b": {"a": {"v": 1}}}}})
+    assert not accepts(walker, schema, {"b": {"a": {"v": "x"}}})
+
+
+def test_references(walker: Walker) -> None:
+    urn = {"$id": "urn:x:1", "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"const": 1}}}
+    assert accepts(walker, urn, {"a": 1})
+    assert not accepts(walker, urn, {"a": 2})
+    schema = {
+        "$id": "https://x.example/root",
+        "x-notes": {"$id": "https://x.example/item", "type": "null"},
+        "$defs": {"enum": {"$id": "https://x.example/item", "type": "string"}},
+        "anyOf": [{"$ref": "item"}, {"$ref": "#/x-more/0"}],
+        "x-more": [{"const": 5}],
+    }
+    assert accepts(walker, schema, "a")
+    assert accepts(walker, schema, 5)
+    assert not accepts(walker, schema, None)
+
+
+def test_components_come_behind_first() -> None:
+    assert list(components([[1], [2], [1, 3], []])) == [[3], [1, 2], [0]]
+    chain = [[n + 1] for n in range(5000)] + [[0]]
+    assert [len(group) for group in components(chain)] == [5001]
