@@ -6,6 +6,9 @@ from sapwood.grammar.errors import GrammarError
 from sapwood.grammar.form import Form
 from sapwood.grammar.parts import MAX_REPEAT, AnyText, Choice, Json, Part, Ref, Regex, Repeat, Sequence, Text, children
 
+MAX_DEPTH = 100
+"""Of parts in parts. Servers count the levels of the JSON form, of which there are more."""
+
 Lengths = Callable[[str], tuple[int, int | None]]
 """The (least, most) characters of a match of an expression; most None: no bound."""
 
@@ -24,8 +27,8 @@ class _Checker:
         self._pointers = {name: pointer for name, pointer, _ in form.bodies()}
 
     def check(self) -> None:
-        for name, pointer, part in self._form.bodies():
-            self._check_part(part, pointer, name)
+        for _, pointer, part in self._form.bodies():
+            self._check_part(part, pointer)
         self._check_use()
         ending = self._rules_where(self._ends)
         for name in self._form.rules:
@@ -41,7 +44,9 @@ class _Checker:
                 "matches the empty text only, and an answer has at least one token", self._pointers[None]
             )
 
-    def _check_part(self, part: Part, pointer: str, rule: str | None) -> None:
+    def _check_part(self, part: Part, pointer: str, depth: int = 0) -> None:
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"is nested more than {MAX_DEPTH} parts deep")
         match part:
             case Text(text=text) if any("\ud800" <= char <= "\udfff" for char in text):
                 raise GrammarError("has half of a surrogate pair", pointer)
@@ -57,7 +62,7 @@ class _Checker:
                     f"has a repeat of {least} to {most} times: 'min' is more than 'max'", f"{pointer}/min"
                 )
         for step, inner in children(part):
-            self._check_part(inner, pointer + step, rule)
+            self._check_part(inner, pointer + step, depth + 1)
 
     def _check_use(self) -> None:
         used: set[str] = set()
@@ -75,13 +80,20 @@ class _Checker:
                 )
 
     def _rules_where(self, holds: Callable[[Part, set[str]], bool]) -> set[str]:
-        """The least set of rules for which something holds, given that it holds for those of the set."""
+        """The least set of rules for which something holds, given that it holds for those of the set. Goes up and down
+        the rules in turn, as most refer to those before them or to those behind."""
         found: set[str] = set()
+        left = list(self._form.rules.items())
         while True:
-            more = {name for name, part in self._form.rules.items() if name not in found and holds(part, found)}
-            if not more:
+            remaining = []
+            for name, part in reversed(left):
+                if holds(part, found):
+                    found.add(name)
+                else:
+                    remaining.append((name, part))
+            if len(remaining) == len(left):
                 return found
-            found |= more
+            left = remaining
 
     def _ends(self, part: Part, known: set[str]) -> bool:
         match part:

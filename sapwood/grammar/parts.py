@@ -94,10 +94,13 @@ class Ref(Part, frozen=True, tag="rule"):
     name: Name
 
 
+PART_TYPES = (Text, Regex, Json, AnyText, Sequence, Choice, Repeat, Capture, Ref)
+"""Those of the JSON form."""
+
 if TYPE_CHECKING:
     AnyPart: TypeAlias = Part | str
 else:
-    AnyPart = Text | Regex | Json | AnyText | Sequence | Choice | Repeat | Capture | Ref | str
+    AnyPart = Union[(*PART_TYPES, str)]
     """A part of the JSON form; a string is a text."""
 
 

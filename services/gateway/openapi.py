@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Raw, Struct
 
+from sapwood.grammar.parts import PART_TYPES, AnyPart
 from services.gateway import answers
 from services.gateway.admin import Accepted, LoadReport, ProfileRequest
 from services.gateway.event_id import EVENT_ID
@@ -18,6 +19,14 @@ from services.gateway.replies import json_response
 
 Object = dict[str, Any]
 JSON, SSE, TEXT = "application/json", "text/event-stream", "text/plain"
+
+
+_REFERENCES = "#/components/schemas/{name}"
+_GRAMMAR_KINDS: list[Object] = [
+    {"type": ["string", "null"]},
+    *({"$ref": _REFERENCES.format(name=kind.__name__)} for kind in PART_TYPES),
+    {"$ref": _REFERENCES.format(name="GrammarWithRules")},
+]
 
 
 class Message(Struct, kw_only=True):
@@ -122,12 +131,39 @@ class Readiness(Struct, kw_only=True):
     reasons: list[str]
 
 
+class JsonSchemaFormat(Struct, kw_only=True):
+    """A schema is enforced whether it is called strict or not."""
+
+    schema: Object | bool | str
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class GrammarWithRules(Struct, kw_only=True):
+    """A grammar whose parts refer to rules."""
+
+    root: AnyPart
+    rules: dict[str, AnyPart] = {}
+
+
+class ResponseFormat(Struct, kw_only=True):
+    """What the answer must match. A grammar is EBNF or Lark as text, or made of parts."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag", "grammar"]
+    json_schema: JsonSchemaFormat | None = None
+    grammar: Annotated[Any, Meta(extra_json_schema={"anyOf": _GRAMMAR_KINDS})] = None
+    format: Object | None = None
+    structures: list[Object] | None = None
+    triggers: list[str] | None = None
+
+
 _CHOICES = list[str]
 _SCHEMA = Object | str
 _SAID_ELSEWHERE: Mapping[str, Any] = {
     # what the decoders leave as it came, for others to look at
     "messages": Annotated[list[Message], Meta(min_length=1)],
-    "response_format": Object | None,
+    "response_format": ResponseFormat | None,
     "structured_outputs": Object | None,
     "guided_json": _SCHEMA | None,
     "guided_regex": str | None,
@@ -260,6 +296,7 @@ def _encoded() -> bytes:
 def description() -> Object:
     """The document."""
     schemas = _Schemas()
+    schemas.of(GrammarWithRules)  # which `ResponseFormat` refers to by name
     paths: dict[str, Object] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, schemas)
@@ -295,7 +332,7 @@ class _Schemas:
     def of(self, kind: Any) -> Object:
         if isinstance(kind, AnyOf):
             return {"anyOf": [self.of(one) for one in kind.kinds]}
-        (schema,), components = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
+        (schema,), components = msgspec.json.schema_components([kind], ref_template=_REFERENCES)
         self.components |= components
         return schema
 

@@ -16,7 +16,7 @@ REGEXES = {
     "(?:a|ab)(?:c|bcd)?": ("a", "abc", "abcd", "abbcd"),
 }
 SCHEMAS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    ({"type": "integer"}, ("0", "-1", "12")),
+    ({"type": "integer"}, ("0", "-1", "7")),
     ({"enum": ["a", None]}, ('"a"', "null")),
     ({"type": "boolean"}, ("true", "false")),
 )
@@ -125,7 +125,7 @@ class Draw:
             case 0:
                 return drawn[:at] + drawn[at + 1 :]
             case 1:
-                return drawn[:at] + self.chance.choice('ab-1"[]é\ntrue') + drawn[at:]
+                return drawn[:at] + self.chance.choice('ab-1"[]é\ntru') + drawn[at:]
         return drawn[:at] + self.chance.choice('ab-1"[]é\n') + drawn[at + 1 :]
 
 

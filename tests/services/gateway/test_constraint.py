@@ -12,6 +12,7 @@ from shared.grammar import MAX_SOURCE_BYTES
 from shared.messages import Constraint
 
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
+PARTS = {"type": "sequence", "items": ["a", {"type": "regex", "pattern": "b+"}]}
 TAG = {"type": "structural_tag", "format": {"type": "const_string", "value": "x"}}
 
 
@@ -31,6 +32,24 @@ SPELLINGS: list[tuple[dict[str, Any], str, str, str]] = [
         "response_format.json_schema.schema",
     ),
     ({"response_format": TAG}, "structural_tag", json.dumps(TAG, separators=(",", ":")), "response_format"),
+    (
+        {"response_format": {"type": "grammar", "grammar": PARTS}},
+        "grammar",
+        json.dumps(PARTS, separators=(",", ":")),
+        "response_format.grammar",
+    ),
+    (
+        {"response_format": {"type": "grammar", "grammar": 'root ::= "a"'}},
+        "ebnf",
+        'root ::= "a"',
+        "response_format.grammar",
+    ),
+    (
+        {"structured_outputs": {"grammar": PARTS}},
+        "grammar",
+        json.dumps(PARTS, separators=(",", ":")),
+        "structured_outputs.grammar",
+    ),
     ({"structured_outputs": {"json": "{}"}}, "json_schema", "{}", "structured_outputs.json"),
     ({"structured_outputs": {"json_object": True}}, "json_object", "", "structured_outputs.json_object"),
     ({"structured_outputs": {"regex": "a+", "choice": None}}, "regex", "a+", "structured_outputs.regex"),
@@ -88,6 +107,10 @@ def test_none(fields: dict[str, Any]) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"name": 5, "schema": {}}}},
             "response_format.json_schema.name",
         ),
+        ({"response_format": {"type": "grammar"}}, "response_format.grammar"),
+        ({"response_format": {"type": "grammar", "grammar": ["a"]}}, "response_format.grammar"),
+        ({"response_format": {"type": "grammar", "grammar": ""}}, "response_format.grammar"),
+        ({"response_format": {"type": "grammar", "grammar": PARTS}, "regex": "a"}, "regex"),
         ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs"),
         ({"structured_outputs": 5}, "structured_outputs"),
         ({"guided_choice": []}, "guided_choice"),

@@ -83,8 +83,11 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "tool_choice": st.sampled_from(["auto", "none", "required", {"type": "function", "function": {"name": "f"}}]),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "x": scalars}),
     "response_format": st.fixed_dictionaries(
-        {"type": st.sampled_from(["text", "json_object", "json_schema", "structural_tag"]) | scalars},
-        optional={"json_schema": st.fixed_dictionaries({"name": texts}, optional={"schema": values}) | values},
+        {"type": st.sampled_from(["text", "json_object", "json_schema", "structural_tag", "grammar"]) | scalars},
+        optional={
+            "json_schema": st.fixed_dictionaries({"name": texts}, optional={"schema": values}) | values,
+            "grammar": st.fixed_dictionaries({"type": texts}, optional={"items": values}) | values,
+        },
     ),
     "prompt": texts | st.lists(st.integers(0, 100) | texts, min_size=1, max_size=4) | st.lists(st.lists(numbers)),
     "stop": texts | st.lists(texts, max_size=17),

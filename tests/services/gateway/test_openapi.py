@@ -7,6 +7,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from sapwood import grammar
 from services.gateway import openapi
 from services.gateway.openai_types import ChatRequest, CompletionRequest
 from services.gateway.routes import make_app
@@ -43,6 +44,28 @@ def test_every_field_of_a_request_is_described(document: Any, kind: type, body: 
     check.validate(body)
     for bad in ({"temperature": -1}, {"n": 0}, {"stop": [""]}, {"model": ""}, {"regex": 1}, {"timeout": 0}):
         assert not check.is_valid({**body, **bad}), bad
+
+
+@pytest.mark.parametrize("name", ["chat", "completion"])
+def test_response_formats_are_described(document: Any, name: str) -> None:
+    schema, body = {"chat": ("ChatRequest", CHAT), "completion": ("CompletionRequest", {"model": "m", "prompt": "a"})}[
+        name
+    ]
+    check = validator(document, document["components"]["schemas"][schema])
+    expression = grammar.rule(lambda: "1" | grammar.seq("(", expression, ")"))
+    everything = grammar.Grammar(
+        grammar.gen("a", regex="a+")
+        + grammar.repeat(expression, 1, 3, separator=",")
+        + grammar.any_text(stop="x", max_chars=3)
+        + grammar.json({"type": "null"})
+    )
+    formats = [{"type": "text"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}]
+    formats += [everything.response_format(), grammar.Grammar("a").response_format()]
+    formats += [{"type": "grammar", "grammar": 'root ::= "a"'}]
+    for right in formats:
+        check.validate({**body, "response_format": right})
+    for wrong in ({}, {"type": "xml"}, {"type": "grammar", "grammar": {"type": "sequence", "items": []}}):
+        assert not check.is_valid({**body, "response_format": wrong}), wrong
 
 
 def test_references_lead_somewhere(document: Any) -> None:

@@ -28,6 +28,23 @@ def nested(depth: int) -> str:
     return '{"items":' * depth + "{}" + "}" * depth
 
 
+def parts_nested(depth: int) -> object:
+    return (
+        "a" if depth == 0 else {"type": "repeat", "item": {"type": "choice", "items": [parts_nested(depth - 1), "b"]}}
+    )
+
+
+def repeats(item: object, depth: int) -> dict[str, object]:
+    return {"type": "repeat", "item": item if depth == 1 else repeats(item, depth - 1), "min": 1, "max": 9999}
+
+
+def chain(count: int) -> object:
+    rules = {f"r{i}": {"type": "rule", "name": f"r{i + 1}"} for i in range(count)}
+    return {"root": {"type": "rule", "name": "r0"}, "rules": {**rules, f"r{count}": "a"}}
+
+
+SERVED_PARTS = ("parts loops", "parts rules", "parts states")
+
 HOSTILE = {
     "deep": of("json_schema", nested(10_000)),
     "deep list": of("json_schema", '{"enum":' + "[" * 50_000 + "]" * 50_000 + "}"),
@@ -60,6 +77,15 @@ HOSTILE = {
     "choices": of("choice", json.dumps([f"c{i}" for i in range(50_000)])),
     "tag": of("structural_tag", '{"format":' * 3000 + "{}" + "}" * 3000),
     "number": of("json_schema", '{"multipleOf":' + "9" * 5000 + "}"),
+    "parts deep": of("grammar", '{"type":"sequence","items":[' * 5000 + '"a"' + "]}" * 5000),
+    "parts in parts": of("grammar", json.dumps(parts_nested(40))),
+    "parts repeats": of("grammar", json.dumps(repeats("a", 6))),
+    "parts loops": of("grammar", json.dumps({"root": repeats({"type": "rule", "name": "r0"}, 4), "rules": {"r0": "a"}})),
+    "parts choices": of("grammar", json.dumps({"type": "choice", "items": [f"c{i}" for i in range(50_000)]})),
+    "parts rules": of("grammar", json.dumps(chain(5000))),
+    "parts circular": of("grammar", json.dumps({"root": {"type": "rule", "name": "a"}, "rules": {"a": {"type": "rule", "name": "a"}}})),
+    "parts states": of("grammar", json.dumps({"type": "sequence", "items": [{"type": "regex", "pattern": "(a|b)*a"}, *[{"type": "regex", "pattern": "(a|b)*"}] * 40]})),
+    "parts stops": of("grammar", json.dumps({"type": "any_text", "excludes": [f"{i:05}" for i in range(9000)]})),
     "tiny number": of("json_schema", '{"type":"number","multipleOf":1e-300}'),
 }  # fmt: skip
 
@@ -99,7 +125,15 @@ async def test_ends_within_the_limit(grammars: GrammarService, name: str) -> Non
         assert "'response_format'" in result.message
         assert len(result.message) < 1000
     else:
-        assert name in ("doubling", "one of", "regex states", "regex repeats", "tiny number", "ebnf repeats")
+        assert name in (
+            "doubling",
+            "one of",
+            "regex states",
+            "regex repeats",
+            "tiny number",
+            "ebnf repeats",
+            *SERVED_PARTS,
+        )
     assert time.monotonic() - start < TIMEOUT_S + 2
     assert (await grammars.compile(of("choice", '["after"]'))).key
 
