@@ -27,7 +27,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=1, le=64), help_("processes that compile grammars, in each tokenizer")
     ] = 2
     grammar_compile_timeout_s: Annotated[
-        float, msgspec.Meta(gt=0), help_("a grammar that takes longer to compile is refused")
+        float, msgspec.Meta(gt=0), help_("processor time to compile a grammar; one that takes longer is refused")
     ] = 15.0
     grammar_compile_memory_mb: Annotated[
         int, msgspec.Meta(ge=64), help_("MiB that compiling a grammar may take; above: it is refused")

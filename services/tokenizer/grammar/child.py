@@ -55,9 +55,9 @@ def main(connection: Connection) -> None:
             job = jobs.decode(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        signal.setitimer(signal.ITIMER_REAL, setup.timeout_s + GRACE_S)  # the parent is quicker, if there is one
+        signal.setitimer(signal.ITIMER_PROF, setup.timeout_s + GRACE_S)  # the parent is quicker, if there is one
         answer = _answer(job, compiler, setup)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _give_back_memory()
         is_last = answer.is_last or _bytes_of("resident") - start > GROWTH_BYTES
         connection.send_bytes(msgspec.msgpack.encode(msgspec.structs.replace(answer, is_last=is_last)))

@@ -1,6 +1,7 @@
 """Processes that compile, each with one job at a time; one that takes too long is killed and replaced.
 
-Jobs wait in the order of their size: what is quick does not wait for what is slow.
+A job's time is the processor's: on a machine that is busy with answers, where these processes come last, a grammar is
+no more complex than on an idle one. Jobs wait in the order of their size: what is quick does not wait for what is slow.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -15,12 +18,17 @@ from multiprocessing.process import BaseProcess
 import msgspec
 
 from services.tokenizer.grammar.protocol import OUT_OF_MEMORY, OUT_OF_TIME, Answer, Job, Ready, Refused, Setup
-from shared.errors import InternalError
+from shared.errors import InternalError, Overloaded, RequestError
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 """A child imports PyTorch and reads a vocabulary, on a machine that may be busy."""
+
+PATIENCE = 4
+"""By how much a job may take longer on the clock than it may take of the processor's time."""
+
+LOOK_EVERY_S = 0.25
 
 _answers: "msgspec.msgpack.Decoder[Answer]" = msgspec.msgpack.Decoder(Answer)
 _Waiting = tuple[int, int, Job, "asyncio.Future[Answer]"]
@@ -30,6 +38,13 @@ def _child(connection: Connection) -> None:
     from services.tokenizer.grammar.child import main  # imports xgrammar, which the service itself does without
 
     main(connection)
+
+
+def _processor_s(pid: int | None) -> float:
+    """Seconds that the processor has worked for a process. Raises OSError if it is gone."""
+    with open(f"/proc/{pid}/stat") as stat:
+        user, system = stat.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 class CompilePool:
@@ -43,7 +58,7 @@ class CompilePool:
         self._threads = ThreadPoolExecutor(processes, "compile")
 
     async def compile(self, job: Job) -> Answer:
-        """Raises InternalError if no process can be started."""
+        """Raises InternalError if no process can be started, Overloaded if one was hardly given any time."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((len(job.source).bit_length(), next(self._numbers), job, future))
         return await future
@@ -71,7 +86,7 @@ class CompilePool:
                 continue
             try:
                 answer = await loop.run_in_executor(self._threads, self._do, child, job)
-            except InternalError as error:
+            except RequestError as error:
                 if not future.done():
                     future.set_exception(error)
                 continue
@@ -128,15 +143,23 @@ class Child:
             raise InternalError("no process to compile the grammar could be started") from None
 
     def do(self, job: Job, timeout_s: float) -> Answer:
-        """The process's answer, or why there is none."""
-        connection = self._connection
+        """The process's answer, or why there is none. timeout_s: of the processor's time. Raises Overloaded if the
+        process did not get so much."""
+        connection, process = self._connection, self._process
         assert connection is not None
+        assert process is not None
+        start, begin = time.monotonic(), _processor_s(process.pid)
         try:
             connection.send_bytes(msgspec.msgpack.encode(job))
-            if not connection.poll(timeout_s):
-                log.warning("a compiling process took more than %g s and was killed", timeout_s)
-                self._drop()
-                return Refused(message=OUT_OF_TIME)
+            while not connection.poll(min(LOOK_EVERY_S, timeout_s / 4)):
+                if _processor_s(process.pid) - begin > timeout_s:
+                    log.warning("a compiling process took more than %g s and was killed", timeout_s)
+                    self._drop()
+                    return Refused(message=OUT_OF_TIME)
+                if time.monotonic() - start > PATIENCE * timeout_s:
+                    log.warning("a compiling process got little to do its work with and was killed")
+                    self._drop()
+                    raise Overloaded("The machine is too busy to compile the grammar; try again.", retry_after_s=5)
             answer = _answers.decode(connection.recv_bytes())
         except (OSError, EOFError) as error:  # it is gone: by its limit of memory, or a crash that only it died of
             log.warning("a compiling process ended over a grammar: %r", error)

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 import xgrammar
 
 from services.tokenizer.config import Settings
+from services.tokenizer.grammar import pool as pool_module
 from services.tokenizer.grammar import service as service_module
 from services.tokenizer.grammar.pool import CompilePool
 from services.tokenizer.grammar.protocol import Job
@@ -147,6 +151,30 @@ async def test_too_many_waiting_are_turned_away(grammars: GrammarService, monkey
         await grammars.compile(regex("d+"))
     same = await grammars.compile(regex("c+"))
     assert (await first).key == same.key
+
+
+async def test_a_grammar_that_no_time_was_given_for_is_not_called_too_complex(
+    grammars: GrammarService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await grammars.compile(regex("first"))
+    [child] = grammars._pool._children
+    monkeypatch.setattr(grammars._pool, "_setup", msgspec.structs.replace(grammars._pool._setup, timeout_s=0.2))
+    os.kill(child._process.pid, signal.SIGSTOP)
+    with pytest.raises(Overloaded):
+        await grammars.compile(regex("second"))
+    monkeypatch.undo()
+    assert (await grammars.compile(regex("second"))).key
+
+
+async def test_a_grammar_that_takes_too_long_is_refused(
+    grammars: GrammarService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await grammars.compile(regex("first"))
+    monkeypatch.setattr(grammars._pool, "_setup", msgspec.structs.replace(grammars._pool._setup, timeout_s=0.3))
+    monkeypatch.setattr(pool_module, "PATIENCE", 1000)  # however busy the machine of the test is
+    names = [f"{place:03}" + "x" * 40 for place in range(20_000)]
+    with pytest.raises(InvalidRequest, match="takes longer"):
+        await grammars.compile(Constraint(kind="choice", source=json.dumps(names), param="choice"))
 
 
 async def test_the_store_drops_what_was_used_longest_ago(bus: Bus) -> None:
