@@ -4,6 +4,7 @@ A full collection walks every container object; with torch and transformers impo
 the process does nothing else. Objects that are there when the process is ready stay until it ends.
 """
 
+import atexit
 import gc
 
 THRESHOLDS = (20_000, 20, 50)
@@ -15,4 +16,6 @@ def settle_heap() -> None:
     and again after it has loaded something large."""
     gc.collect()
     gc.freeze()
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)  # libraries in C++ complain of what is left when the interpreter ends
     gc.set_threshold(*THRESHOLDS)

@@ -84,9 +84,18 @@ class Constraints:
     def start(self, sequences: Many[Sequence]) -> "Future[None]":
         """Begins to fill the masks of these sequences' next tokens, which have guides."""
         assert self._masks is not None
-        return self._masks.start([(one.seat, one.guide) for one in sequences if one.guide is not None])
+        return self._masks.start(_guides(sequences))
+
+    def fill(self, sequences: Many[Sequence]) -> None:
+        """As `start`, and they are filled on return."""
+        assert self._masks is not None
+        self._masks.fill(_guides(sequences))
 
     def masks(self, rows: list[int], sequences: Many[Sequence]) -> Masks:
         """The filled masks for these rows of a step's logits."""
         assert self._masks is not None
         return self._masks.take(rows, [one.seat for one in sequences])
+
+
+def _guides(sequences: Many[Sequence]) -> list[tuple[int, Guide]]:
+    return [(one.seat, one.guide) for one in sequences if one.guide is not None]

@@ -241,8 +241,8 @@ class Engine:
 
     def prepare(self) -> bool:
         """Gets ready for steps of other sizes, in a few hundredths of a second; whether there is more to do. When
-        `step` found nothing to do."""
-        return self._executor.prepare()
+        `step` found nothing to do. Never while a sequence is here: its next step may be due at any moment."""
+        return len(self._free_seats) == self._executor.num_seats and self._executor.prepare()
 
     def _decode_set(self) -> DecodeSet:
         self._set_aside()
@@ -313,7 +313,10 @@ class Engine:
         self._unsampled = set()
         there = [(row, sequence) for row, sequence, serial in constrained if sequence.serial == serial]
         rows, sequences = [row for row, _ in there], [sequence for _, sequence in there]
-        (filling or self._constraints.start(sequences)).result()
+        if filling is not None:
+            filling.result()
+        else:
+            self._constraints.fill(sequences)
         return self._constraints.masks(rows, sequences)
 
     def _plan_runs(self) -> list[Chunk]:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 NAME = "engine"
 IDLE_TURN_S = 0.25
 """How often an idle engine shows that it lives."""
+PREPARING_TURN_S = 0.02
+"""How long an engine that prepares for rarer steps leaves the interpreter to the event loop in between."""
 MAX_FAILURES = 3
 """So many steps in a row that fail, and the process ends: what supervises it may start a better one."""
 
@@ -110,8 +112,8 @@ class EngineThread:
         """The plans that came, after waiting for one if there is nothing else to do; None when told to stop."""
         with self._changed:
             has_call = self._plans or self._is_stopping or self._is_woken
-            if self._is_idle and not self._is_preparing and not has_call:
-                self._changed.wait(IDLE_TURN_S)
+            if self._is_idle and not has_call:
+                self._changed.wait(PREPARING_TURN_S if self._is_preparing else IDLE_TURN_S)
             self._is_woken = False
             self._turned_at = time.monotonic()
             plans, self._plans = self._plans, []

@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 STOP_PATIENCE_S = 5.0
 """How long a stopping worker waits for the step that it is in."""
 
+GIL_SWITCH_S = 0.0002
+"""How long the event loop may keep the engine waiting for the interpreter, which it gives up and takes again several
+times a step."""
+
 Load = Callable[[Settings, Limits], Executor]
 
 
@@ -154,6 +158,7 @@ async def _keep(engine: EngineThread, reporter: Reporter, step_timeout_s: float)
 
 
 def main(load: Load = load_executor) -> None:
+    sys.setswitchinterval(GIL_SWITCH_S)
     code: int | str | None = 0
     try:
         run_service("gpu_worker", Settings, functools.partial(serve, load=load))

@@ -59,6 +59,7 @@ def load_cuda_executor(config: PretrainedConfig, settings: Settings, limits: Lim
     torch.cuda.synchronize(device)
     overhead = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
+    torch.set_num_threads(settings.threads or 1)  # a step's arrays are small: to wake many threads takes longer
     num_pages = plan.num_pages_beside(overhead + _RESERVE, kv)
     made = executor(num_pages)
     log.info(

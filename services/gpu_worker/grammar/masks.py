@@ -35,13 +35,14 @@ class MaskPool:
 
     def start(self, guides: Sequence[tuple[int, Guide]]) -> "Future[None]":
         """Begins to fill the rows of these (seat, guide). The result is there when they are filled."""
-        return self._filler.submit(self._fill, guides)
+        return self._filler.submit(self.fill, guides)
 
     def take(self, rows: list[int], seats: Sequence[int]) -> Masks:
         """A copy of the seats' rows, which must be filled, for these places among the logits."""
         return Masks(rows, self._bits[np.asarray(seats, np.int64)])
 
-    def _fill(self, guides: Sequence[tuple[int, Guide]]) -> None:
+    def fill(self, guides: Sequence[tuple[int, Guide]]) -> None:
+        """Fills them on this thread: for who has nothing else to do meanwhile, as it costs no change of threads."""
         by_engine: dict[type[Matcher], list[tuple[int, Guide]]] = {}
         for seat, guide in guides:
             if not guide.is_filled:
