@@ -77,17 +77,17 @@ class _Translation:
         self._at += 1
         return self._source[self._at - 1]
 
-    def _escape(self) -> tuple[str, bool]:
-        """What an escape stands for, as the inside of a class, and whether all but that is meant."""
+    def _escape(self, *, is_excluded: bool = False) -> tuple[str, bool]:
+        """What an escape stands for, as the inside of a class, and whether all but that is meant. is_excluded: what it
+        stands for is left out, so it is read as wide as Python does."""
         char = self._next()
         found = _HEX.match(self._source, self._at - 1)
         if found is not None:
             self._at = found.end()
             return self._code_point(int(next(filter(None, found.groups())), 16)), False
-        if char in _NARROW:
-            return _NARROW[char], False
         if char.lower() in _NARROW:
-            return f"\\{char.lower()}", True  # as wide as Python's, which the negation leaves out
+            is_negated = char not in _NARROW
+            return f"\\{char.lower()}" if is_excluded != is_negated else _NARROW[char.lower()], is_negated
         if char in "pP":
             named = _PROPERTY.match(self._source, self._at - 1)
             if named is None:
@@ -96,6 +96,8 @@ class _Translation:
             return _category(_CATEGORIES.get(named[1], named[1])), char == "P"
         if char == "c":
             return _quoted(chr(ord(self._next()) % 32)), False
+        if char not in _CONTROL and char.isalnum():
+            raise re.error(f"an unknown escape \\{char}")
         return _quoted(_CONTROL.get(char, char)), False
 
     def _code_point(self, point: int) -> str:
@@ -110,12 +112,12 @@ class _Translation:
         self._at += is_negated
         inside, others = [], []
         while not self._source.startswith("]", self._at):
-            item, is_all_but = self._class_item()
+            item, is_all_but = self._class_item(is_negated)
             if is_all_but:
                 others.append(f"[^{item}]")
             elif self._source.startswith("-", self._at) and not self._source.startswith("-]", self._at):
                 self._at += 1
-                inside.append(f"{item}-{self._class_item()[0]}")
+                inside.append(f"{item}-{self._class_item(is_negated)[0]}")
             else:
                 inside.append(item)
         self._at += 1
@@ -124,9 +126,9 @@ class _Translation:
         not_in = "".join(f"(?!{other})" for other in others)
         return f"(?:{not_in}[^{''.join(inside)}])" if inside else f"(?:{not_in}[\\s\\S])"
 
-    def _class_item(self) -> tuple[str, bool]:
+    def _class_item(self, is_excluded: bool) -> tuple[str, bool]:
         char = self._next()
-        return self._escape() if char == "\\" else (_quoted(char), False)
+        return self._escape(is_excluded=is_excluded) if char == "\\" else (_quoted(char), False)
 
 
 def _quoted(char: str) -> str:
