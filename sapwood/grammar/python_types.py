@@ -103,8 +103,13 @@ def _adapter(python_type: Any) -> Any:
 
 
 def _pydantic_schema(python_type: Any) -> Schema:
-    schema: Schema = _adapter(python_type).json_schema()
-    return schema
+    import pydantic
+
+    try:
+        return typing.cast(Schema, _adapter(python_type).json_schema())
+    except pydantic.errors.PydanticInvalidForJsonSchema as error:
+        reason = error.message.splitlines()[0]
+        raise GrammarError(f"cannot have the type {python_type!r:.200}: {reason}") from None
 
 
 def _closed(schema: Schema) -> Schema:
@@ -218,10 +223,9 @@ class _Schemas:
                 return {"type": "string", "pattern": NUMBER}
             case mi.EnumType() | mi.LiteralType():
                 return {"enum": [str(value) for value in self._of(info)["enum"]]}
-        schema = self._of(info)
-        if schema.get("type") != "string":
-            raise GrammarError("cannot have dictionaries with such keys: they must be strings in JSON")
-        return schema
+            case mi.StrType():
+                return self._of(info)
+        raise GrammarError("cannot have dictionaries whose keys are no strings, numbers, enums or Literals")
 
     def _class(self, info: Any) -> Schema:
         key = (info.cls, repr(info)) if getattr(info.cls, "__parameters__", ()) else info.cls

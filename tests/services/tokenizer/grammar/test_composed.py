@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sapwood import grammar as g
 from services.tokenizer.grammar.errors import Unenforceable
 from tests.sapwood.grammar.random_grammars import Draw
+from tests.sapwood.grammar.types_of_all_kinds import TYPES
 from tests.services.tokenizer.grammar.random_walk import Walker
 
 
@@ -166,3 +167,15 @@ def test_a_tag_may_hold_a_grammar_of_parts(walker: Walker) -> None:
     with pytest.raises(Unenforceable) as refused:
         walker.compile("structural_tag", json.dumps(tag))
     assert refused.value.pointer == "/format/content/grammar/items/0/pattern"
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_what_is_written_for_a_type_can_be_read_as_it(walker: Walker, name: str) -> None:
+    grammar = g.Grammar("=" + g.gen("it", TYPES[name]))
+    rules = compiled(walker, grammar.to_json())
+    read = 0
+    for text, is_whole in walker.answers(rules, 25, max_tokens=300, errors="replace"):
+        if is_whole and "\ufffd" not in text:
+            assert "it" in grammar.parse(text), text
+            read += 1
+    assert read
