@@ -5,13 +5,13 @@ import json
 import msgspec
 import xgrammar
 
-from services.tokenizer.grammar import ebnf
+from services.tokenizer.grammar import ebnf, lookaround
 from services.tokenizer.grammar.composed import composed
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_CHOICES
 from services.tokenizer.grammar.pattern import NOTHING
 from services.tokenizer.grammar.regex import parse_whole
-from services.tokenizer.grammar.rules import Rules, literal, text_expression
+from services.tokenizer.grammar.rules import Rules, automaton_rule, literal, text_expression
 from services.tokenizer.grammar.schema.document import load
 from services.tokenizer.grammar.schema.emit import emit
 from services.tokenizer.grammar.structural_tag import prepared
@@ -39,10 +39,7 @@ def to_ebnf(kind: str, source: str, max_characters: int) -> str:
         case "json_schema":
             return rules.text(emit(load(source), rules, max_characters))
         case "regex":
-            pattern = parse_whole(source)
-            if pattern == NOTHING:
-                raise Unenforceable("matches no text")
-            return rules.text(text_expression(pattern, rules, is_json=False))
+            return rules.text(_regex(source, rules))
         case "choice":
             return rules.text(_choice(source, rules))
         case "grammar":
@@ -50,6 +47,18 @@ def to_ebnf(kind: str, source: str, max_characters: int) -> str:
         case "ebnf":
             return ebnf.checked(source)
     raise Unenforceable(f"is a constraint of an unknown kind, {kind!r}")
+
+
+def _regex(source: str, rules: Rules) -> str:
+    if lookaround.split(source, is_whole=True).is_plain:
+        pattern = parse_whole(source)
+        if pattern == NOTHING:
+            raise Unenforceable("matches no text")
+        return text_expression(pattern, rules, is_json=False)
+    dfa = lookaround.whole(source)
+    if dfa.is_empty:
+        raise Unenforceable("matches no text")
+    return automaton_rule(dfa, rules, is_json=False)
 
 
 def _choice(source: str, rules: Rules) -> str:

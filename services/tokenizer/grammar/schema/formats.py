@@ -2,6 +2,7 @@
 
 import functools
 
+from services.tokenizer.grammar import lookaround
 from services.tokenizer.grammar.automaton import Dfa, automaton
 from services.tokenizer.grammar.pattern import Pattern
 from services.tokenizer.grammar.regex import parse_search, parse_whole
@@ -55,13 +56,13 @@ class Formats:
         return automaton(self.pattern(name))
 
     @functools.cache  # noqa: B019
-    def searched(self, source: str) -> Pattern:
-        """What a text looks like in which a regex finds a match."""
-        return parse_search(source)
+    def searched(self, source: str) -> Pattern | None:
+        """What a text looks like in which a regex finds a match; None: only an automaton can say it."""
+        return parse_search(source) if lookaround.split(source).is_plain else None
 
     @functools.cache  # noqa: B019
     def search(self, source: str) -> Dfa:
-        return automaton(self.searched(source))
+        return lookaround.searched(source)
 
 
 FORMATS = Formats()

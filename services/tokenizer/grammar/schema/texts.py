@@ -54,10 +54,10 @@ class Texts:
             known = [*patterns, *(FORMATS.pattern(name) for name in asked.formats)]
             if not known:
                 return self._plain(asked.least, most)
-            if len(known) == 1 and not _is_void(known[0]):
-                if _is_within(known[0], asked.least, most):
-                    return f"{QUOTE} {text_expression(known[0], self._rules, is_json=True, end=QUOTE)}"
-                fitting = shrunk(known[0], most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
+            if len(known) == 1 and known[0] is not None and not _is_void(pattern := known[0]):
+                if _is_within(pattern, asked.least, most):
+                    return f"{QUOTE} {text_expression(pattern, self._rules, is_json=True, end=QUOTE)}"
+                fitting = shrunk(pattern, most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
                     return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
         dfa = self._automaton(asked, excluded, most, asked.formats)

@@ -48,7 +48,7 @@ def test_patterns_in_json_strings(walker: Walker, source: str, anchors: str) -> 
     ("source", "words"),
     [
         ("(", "unmatched '('"), (")", "unmatched ')'"), ("*", "nothing to repeat"), ("a{3,1}", "wrong order"),
-        ("a{100000}", "repeat of more"), ("[z-a]", "wrong order"), ("[]", "empty class"), ("(?=a)", "lookahead"),
+        ("a{100000}", "repeat of more"), ("[z-a]", "wrong order"), ("[]", "empty class"), ("x(?=a)a", "lookahead"), ("(?!a)b|c", "lookahead"), ("(?=a)", "no text"),
         ("(?<!a)b", "negative lookbehind"), (r"(a)\1", "back-reference"), ("(?P=x)", "back-reference"),
         (r"\bfoo", "word boundary"), ("(?i)a", "flags"), ("(?>a)", "atomic"), ("a++", "possessive"), (r"\q", "unknown escape"),
         ("a^b", "anchor"), ("a$b", "anchor"), ("[[:alpha:]]", "POSIX"), (r"\p{Greek}", "Unicode property"), ("[a", "ends too early"),
