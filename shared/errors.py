@@ -27,7 +27,10 @@ class SapwoodError(Exception):
 
 
 class ConfigError(SapwoodError):
-    """A setting, a path or a model that cannot be used."""
+    """A setting, a path or a model that cannot be used; in one line, whatever names and texts are told in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class BusError(SapwoodError):

@@ -12,6 +12,7 @@ drop what they have (by sequence id and index, or by plan number).
 
 import asyncio
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -523,14 +524,16 @@ class Bus:
             try:
                 if int(fields[b"v"]) != PROTOCOL_VERSION:
                     raise ValueError(f"protocol version {fields[b'v']!r}, this process speaks {PROTOCOL_VERSION}")
-                deadline = fields.get(b"d")
+                deadline = float(fields[b"d"]) if fields.get(b"d") else None
+                if deadline is not None and not math.isfinite(deadline):
+                    raise ValueError(f"deadline {deadline}")
                 trace = fields.get(b"t")
                 delivery = Delivery(
                     stream,
                     entry_id.decode(),
                     stream.decode(fields[b"m"]),
                     trace.decode("ascii") if trace else None,
-                    float(deadline) if deadline else None,
+                    deadline,
                 )
             except (KeyError, ValueError, msgspec.DecodeError, RecursionError) as error:
                 self._bury(stream, entry_id, fields, repr(error))

@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
@@ -15,6 +17,7 @@ NATIVE_ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -48,6 +51,25 @@ class DecoderConfig:
         return self.num_layers * per_layer + 2 * self.vocab_size * self.hidden_size + self.hidden_size
 
 
+class _Fields(msgspec.Struct, kw_only=True):
+    """Types of what is read here of a config.json, where it is there; transformers checks some of them, for some
+    models."""
+
+    architectures: list[str] | None = None
+    quantization_config: dict[str, Any] | None = None
+    layer_types: list[str] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    sliding_window: Positive | None = None
+    head_dim: Positive | None = None
+    rms_norm_eps: float | None = None
+    hidden_act: str | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    tie_word_embeddings: bool | None = None
+    dtype: str | None = None
+
+
 def load_config(model_path: str) -> PretrainedConfig:
     """The folder's config.json as transformers reads it. No code from the folder is run. Raises ConfigError."""
     folder = Path(model_path)
@@ -62,8 +84,12 @@ def load_config(model_path: str) -> PretrainedConfig:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ConfigError(f"{file} names no model_type")
+    try:
+        fields = msgspec.convert(raw, _Fields)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {error}") from None
     if "quantization_config" in raw:
-        method = dict(raw["quantization_config"] or {}).get("quant_method", "unknown")
+        method = (fields.quantization_config or {}).get("quant_method", "unknown")
         raise ConfigError(f"{file}: quantised checkpoints are not supported (quantization_config, method {method})")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
