@@ -94,6 +94,7 @@ class RadixIndex:
         self._roots: dict[str, Node] = {}
         self._leaves: list[tuple[float, int, Node]] = []  # heap of unlocked leaves, with stale entries
         self._pushes = 0
+        self._sweep_at = 64
         self._superseded: list[int] = []
         self._on_rematch = on_rematch
 
@@ -273,7 +274,7 @@ class RadixIndex:
         freed: list[int] = []
         while len(freed) < count and self._leaves:
             last_use, _, leaf = self._leaves[0]
-            if leaf.locks or leaf.children or leaf.last_use != last_use or leaf.parent is None or not leaf.pages:
+            if not _is_current(last_use, leaf):
                 heapq.heappop(self._leaves)
                 continue
             wanted = count - len(freed)
@@ -329,6 +330,15 @@ class RadixIndex:
         if node.locks == 0 and not node.children and node.parent is not None:
             self._pushes += 1
             heapq.heappush(self._leaves, (node.last_use, self._pushes, node))
+            if len(self._leaves) > self._sweep_at:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Drops the heap's stale entries: as long as nothing has to be evicted, nobody else does."""
+        current = {id(entry[2]): entry for entry in self._leaves if _is_current(entry[0], entry[2])}
+        self._leaves = list(current.values())
+        heapq.heapify(self._leaves)
+        self._sweep_at = 2 * len(self._leaves) + 64
 
     def _split(self, node: Node, whole: int) -> Node:
         """Makes the first `whole` pages of the edge a node of their own above it, and returns that. `node` stays
@@ -404,6 +414,11 @@ class RadixIndex:
             for key, group in node.parked.items():
                 assert group and all(s.parked_at is node and s.parked_key == key for s in group)
         assert (num_pages, num_evictable) == (self.num_pages, self.num_evictable)
+
+
+def _is_current(last_use: float, leaf: Node) -> bool:
+    """Whether a leaf that was offered for eviction when it was used last at `last_use` can still be evicted for it."""
+    return not (leaf.locks or leaf.children or leaf.last_use != last_use or leaf.parent is None or not leaf.pages)
 
 
 def _common_bytes(edge: bytes, target: bytes, at: int) -> int:

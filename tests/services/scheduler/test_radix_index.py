@@ -108,6 +108,17 @@ def test_eviction_shortens_a_leaf_from_its_end() -> None:
     assert store.index.match(pack_i32([1, 2, 3, 4, 5, 6, 7]), 7).num_tokens == 4
 
 
+def test_a_prompt_that_is_used_for_ever_costs_no_memory() -> None:
+    """Nothing has to be evicted, so nothing but this clears away what was once said of a leaf's age."""
+    store = Store(RadixIndex(2))
+    for number in range(5000):
+        store.insert([1, 2, 3, 4, number % 3, 6])
+    assert len(store.index._leaves) < 200
+    store.index.check_integrity()
+    assert sorted(store.index.evict(100)) == [0, 1, 2, 3, 4]
+    assert store.index.num_pages == 0
+
+
 def test_salts_do_not_share() -> None:
     store = Store(RadixIndex(2))
     store.insert([1, 2, 3, 4], salt="a")
