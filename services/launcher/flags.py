@@ -118,7 +118,6 @@ SERVICE_FLAGS = (
 )
 
 MANAGED = {
-    "redis-url": (GATEWAY, TOKENIZER, SCHEDULER, GPU_WORKER),
     "key-prefix": (GATEWAY, TOKENIZER, SCHEDULER, GPU_WORKER),
     "instance": (GATEWAY, TOKENIZER, SCHEDULER, GPU_WORKER),
     "log-level": (GATEWAY, TOKENIZER, SCHEDULER, GPU_WORKER),
@@ -134,7 +133,8 @@ MANAGED = {
     "drain-notice-s": (GATEWAY,),
     "drain-timeout-s": (GATEWAY,),
 }
-"""Flags of services whose values the launcher decides (`services.launcher.plan`), and who takes them."""
+"""Flags of services whose values the launcher decides (`services.launcher.plan`), and who takes them. The broker's URL
+is told by the environment."""
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:

@@ -3,19 +3,24 @@
 import secrets
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.launcher.flags import GATEWAY, GPU_WORKER, MANAGED, SCHEDULER, TOKENIZER, ServeSettings, passed_on
 from shared.errors import ConfigError
+from shared.settings import ENV_PREFIX
+
+REDIS_URL = ENV_PREFIX + "REDIS_URL"
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """A process to keep running. name: also its instance id in the registry."""
+    """A process to keep running. name: also its instance id in the registry. environment: beside the launcher's own;
+    what may hold a secret is there and not in the command line, which everybody on the machine can see."""
 
     name: str
     service: str
     command: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_services(settings: ServeSettings, flags: Mapping[str, object], redis_url: str, cpus: int) -> list[ProcessPlan]:
@@ -37,20 +42,19 @@ def plan_services(settings: ServeSettings, flags: Mapping[str, object], redis_ur
         for index in range(count):
             name = f"{service}-{index}{suffix}"
             metrics_port = settings.metrics_port + len(plans) if settings.metrics_port else 0
-            values = _managed_values(settings, name, redis_url, metrics_port)
+            values = _managed_values(settings, name, metrics_port)
             command = [sys.executable, "-P", "-m", f"services.{service}"]
             command += [values[flag] for flag, takers in MANAGED.items() if service in takers and values[flag]]
             command += passed_on(service, flags)
             if service == GPU_WORKER and count > 1 and flags.get("threads") is None:
                 command.append(f"--threads={max(1, cpus // count)}")  # each alone would take all cores
-            plans.append(ProcessPlan(name, service, command))
+            plans.append(ProcessPlan(name, service, command, {REDIS_URL: redis_url}))
     return plans
 
 
-def _managed_values(settings: ServeSettings, name: str, redis_url: str, metrics_port: int) -> dict[str, str]:
+def _managed_values(settings: ServeSettings, name: str, metrics_port: int) -> dict[str, str]:
     """Every managed flag as one argument."""
     values: dict[str, object] = {
-        "redis-url": redis_url,
         "key-prefix": settings.key_prefix,
         "instance": name,
         "log-level": settings.log_level,

@@ -61,7 +61,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=child_environment(),
+            env={**child_environment(), **self.plan.environment},
             limit=LINE_LIMIT,
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher, which stops its children in order
         )

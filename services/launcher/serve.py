@@ -28,6 +28,7 @@ from services.launcher.readiness import Readiness, wait_until_ready
 from services.launcher.screen import Screen
 from services.launcher.supervisor import Supervisor
 from services.launcher.watchdog import watch
+from shared import sentinel
 from shared.registry import Registry
 from shared.streams import Bus, connect, wait_for_broker
 
@@ -77,15 +78,18 @@ async def _keep_running(supervisor: Supervisor, bus: Bus, hang_timeout_s: float,
     """Until cancelled. Raises ConfigError when a process does not stay up."""
     registry = Registry(bus, "launcher", "launcher")  # looks, and never enters itself
     children = {child.name: child for child in supervisor.children}
-    watching = asyncio.create_task(watch(registry, children, hang_timeout_s, screen.notice), name="watchdog")
-    keeping = asyncio.create_task(supervisor.keep_running(), name="supervision")
+    tasks = [
+        asyncio.create_task(watch(registry, children, hang_timeout_s, screen.notice), name="watchdog"),
+        asyncio.create_task(supervisor.keep_running(), name="supervision"),
+        asyncio.create_task(sentinel.watch(bus.client), name="sentinels"),
+    ]
     try:
-        await asyncio.wait([watching, keeping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (watching, keeping):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait([watching, keeping])
-    for task in (watching, keeping):
+        await asyncio.wait(tasks)
+    for task in tasks:
         if not task.cancelled():
             task.result()
 
@@ -193,7 +197,8 @@ def ready_lines(
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
+    """Neither the password before the host nor options, among which there may be others."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
 
 
 def _own_command() -> str:

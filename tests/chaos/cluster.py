@@ -76,7 +76,8 @@ class Cluster:
     """Broker with an append-only file, and so many of each service.
 
     The gateways listen on `ports`, each on its own. The broker's data survives its restarts unless wiped.
-    worker_module: what is run as a worker."""
+    worker_module: what is run as a worker. url: of a broker that is somebody else's, which is reached directly; prefix:
+    of its keys."""
 
     def __init__(
         self,
@@ -88,16 +89,21 @@ class Cluster:
         tokenizers: int = 2,
         schedulers: int = 1,
         worker_module: str = "services.gpu_worker",
+        url: str = "",
+        prefix: str = PREFIX,
     ) -> None:
         self.folder = folder
+        self.prefix = prefix
+        self._url = url
         self.socket = folder / "broker.sock"
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.metrics: dict[str, str] = {}
         self.proxies: dict[str, Proxy] = {}
         self.processes: dict[str, Process] = {}
         self._supervising: asyncio.Task[None] | None = None
-        self._bus = Bus(connect(f"unix://{self.socket}"), PREFIX)
-        self._add_broker()
+        self._bus = Bus(connect(url or f"unix://{self.socket}"), prefix)
+        if not url:
+            self._add_broker()
         model_flags = ["--model-path", str(model), "--served-model-name", "tiny"]
         self._add("scheduler", schedulers, ["--headroom-tokens=32", "--low-water-tokens=16", "--check-ledger"])
         worker_flags = [
@@ -133,8 +139,11 @@ class Cluster:
 
     def _add_one(self, service: str, number: int, flags: list[str], module: str = "") -> None:
         name = f"{service}-{number}"
-        proxy = self.proxies[name] = Proxy(self.folder / f"{name}.sock", self.socket)
-        common = [f"--redis-url=unix://{proxy.path}", f"--key-prefix={PREFIX}", f"--instance={name}"]
+        url = self._url
+        if not url:
+            proxy = self.proxies[name] = Proxy(self.folder / f"{name}.sock", self.socket)
+            url = f"unix://{proxy.path}"
+        common = [f"--redis-url={url}", f"--key-prefix={self.prefix}", f"--instance={name}"]
         command = [sys.executable, "-P", "-m", module or f"services.{service}", *common, "--log-level=INFO", *flags]
         self.processes[name] = Process(name, service, command, self.folder / f"{name}.log")
 

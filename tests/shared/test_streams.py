@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from shared import streams
 from shared.messages import Abort, Generate, Output, Sampling, TextPrompt, Tokenize
 from shared.packing import pack_i32, unpack_i32
-from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, shard_stream
+from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, Wire, connect, shard_stream
 
 
 def a_request(name: str) -> Tokenize:
@@ -192,3 +193,23 @@ async def test_sending_survives_a_cut_connection(bus: Bus) -> None:
         await bus.outbox.flush()
     batch = await first(bus.read_group(TOKENIZE, "me"))
     assert [d.message.request_id for d in batch] == ["a", "b"]
+
+
+def test_a_wire_that_broke_while_it_was_idle_connects_again(broker_url: str) -> None:
+    """In the event loop that services run in, where a write to a broken connection is no OSError."""
+
+    async def ping_twice() -> list[object]:
+        client = connect(broker_url)
+        wire = Wire(client)
+        replies = await wire.execute([["PING"]])
+        wire._connection._writer.transport.abort()
+        replies += await wire.execute([["PING"]])
+        await asyncio.sleep(0)
+        wire._connection._writer.transport.abort()
+        await asyncio.sleep(0.05)
+        replies += await wire.execute([["PING"]])
+        await wire.close()
+        await client.aclose()
+        return replies
+
+    assert uvloop.run(ping_twice()) == [b"PONG"] * 3

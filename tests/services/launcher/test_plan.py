@@ -31,7 +31,8 @@ def test_counts_make_as_many_processes_with_names_of_their_own() -> None:
 
 def test_every_process_is_told_broker_and_name() -> None:
     for plan in plans_for():
-        assert "--redis-url=unix:///tmp/b.sock" in plan.command
+        assert plan.environment == {"SAPWOOD_REDIS_URL": "unix:///tmp/b.sock"}
+        assert not any("unix:" in argument for argument in plan.command), "a URL may hold a password"
         assert f"--instance={plan.name}" in plan.command
 
 
