@@ -11,6 +11,7 @@ from the masks with the model's vocabulary, without the model; those that end by
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import random
 import sys
@@ -31,6 +32,7 @@ from services.tokenizer.grammar.pool import CompilePool
 from services.tokenizer.grammar.protocol import Compiled, Job, Setup
 from services.tokenizer.grammar.service import MEBIBYTE
 from services.tokenizer.model_files import ModelFiles, load_model_files
+from shared.errors import Overloaded
 from shared.grammar import MAX_SOURCE_BYTES, caching_compiler, decode, parsed_source, tokenizer_info
 
 Json = Any
@@ -123,7 +125,10 @@ async def compiled_source(pool: CompilePool, case: Case) -> str | None:
         case.refusal = "is too long"
         return None
     start = time.monotonic()
-    answer = await pool.compile(Job(kind="json_schema", source=source))
+    answer = None
+    while answer is None:
+        with contextlib.suppress(Overloaded):  # by others on this machine, who have their turn
+            answer = await pool.compile(Job(kind="json_schema", source=source))
     case.compile_s = time.monotonic() - start
     if not isinstance(answer, Compiled):
         case.refusal = answer.message
