@@ -12,7 +12,9 @@ import aiohttp
 
 SILENCE_S = 90.0
 COLOURS = [["red", "green"], ["one", "two", "three"], ["yes", "no"], ["north", "south", "east", "west"]]
-TEXTS = "abcdefghijklmnopqrstuvwxyz "
+_letters = random.Random(0)
+WORDS = ["".join(_letters.choices("abcdefghijklmnopqrstuvwxyz", k=_letters.randrange(2, 9))) for _ in range(500)]
+"""As few as people use: a tokenizer remembers how it cut the last 10,000, and would grow until it has seen so many."""
 
 
 class Visitors:
@@ -57,7 +59,7 @@ class Visitors:
         self.outcomes[f"{name}: {outcome}"] += 1
 
     def _request(self, **fields: Any) -> dict[str, Any]:
-        prompt = "".join(self._rng.choices(TEXTS, k=self._rng.randrange(4, 60)))
+        prompt = " ".join(self._rng.choices(WORDS, k=self._rng.randrange(1, 12)))
         return {
             "model": "tiny",
             "prompt": prompt,
