@@ -1,5 +1,6 @@
 """The constrained sequences of the engine: which of them wait for their grammar, what their tokens lead to, masks."""
 
+import itertools
 from array import array
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
@@ -20,7 +21,8 @@ MAX_RUN = 128
 
 class Constraints:
     """Looks ahead whenever a token is known: a run that the grammar forces is appended to sequence.token_ids, and
-    where the answer is whole and nothing may follow, sequence.ends is set."""
+    where the answer is whole and nothing may follow, sequence.ends is set. Neither is looked for where a mask allows
+    very many tokens."""
 
     def __init__(self, grammars: Grammars, pool: Pool, num_seats: int, *, forces_runs: bool) -> None:
         self._grammars = grammars
@@ -62,14 +64,36 @@ class Constraints:
         )
         return self._look_ahead(sequence, sequence.guide)
 
-    def go_on(self, sequence: Sequence, token_id: int) -> "array[int]":
-        """Takes a sampled token that is no stop id and looks ahead; the run. Raises InternalError."""
-        guide = sequence.guide
-        assert guide is not None
-        if not guide.accept(token_id):
-            raise InternalError(f"token {token_id} was sampled, which the grammar does not allow")
-        sequence.token_ids.append(token_id)
-        return self._look_ahead(sequence, guide)
+    def go_on(self, known: Many[tuple[Sequence, int]]) -> "list[tuple[Sequence, array[int] | InternalError]]":
+        """Takes sampled tokens that are no stop ids and looks ahead: those of the sequences that have a run or end now,
+        with their runs, or with what went wrong. The masks of the others are filled."""
+        results: list[tuple[Sequence, array[int] | InternalError]] = []
+        there: list[Sequence] = []
+        for sequence, token_id in known:
+            guide = sequence.guide
+            assert guide is not None
+            try:
+                if not guide.accept(token_id):
+                    raise InternalError(f"token {token_id} was sampled, which the grammar does not allow")
+            except InternalError as error:
+                results.append((sequence, error))
+            else:
+                sequence.token_ids.append(token_id)
+                there.append(sequence)
+        if not there:
+            return results
+        self.fill(there)
+        assert self._masks is not None
+        for sequence in itertools.compress(there, self._masks.are_narrow([one.seat for one in there]).tolist()):
+            try:
+                assert sequence.guide is not None
+                run = self._look_ahead(sequence, sequence.guide)
+            except InternalError as error:
+                results.append((sequence, error))
+            else:
+                if run or sequence.ends is not None:
+                    results.append((sequence, run))
+        return results
 
     def _look_ahead(self, sequence: Sequence, guide: Guide) -> "array[int]":
         left = sequence.max_tokens - (len(sequence.token_ids) - sequence.num_prompt)

@@ -369,27 +369,34 @@ class Engine:
                     sequence.computed -= 1  # its logits are needed now, and were not kept
                 self._running[sequence.id] = sequence
 
-    def _go_on(self, sequence: Sequence, token: int) -> None:
-        """What the newest token of a constrained sequence leads to."""
-        guide = sequence.guide
-        assert guide is not None
-        if guide.imposed is not None:
-            assert token == guide.imposed
-            guide.note_imposed()
+    def _go_on(self, known: list[tuple[Sequence, int]]) -> None:
+        """What the newest tokens of constrained sequences lead to."""
+        sampled = []
+        for sequence, token in known:
+            guide = sequence.guide
+            assert guide is not None
+            if guide.imposed is None:
+                sampled.append((sequence, token))
+            else:
+                assert token == guide.imposed
+                guide.note_imposed()
+        for sequence, run in self._constraints.go_on(sampled):
+            if isinstance(run, InternalError):
+                self._fail(sequence, run)
+            else:
+                self._begin_run(sequence, run)
+
+    def _begin_run(self, sequence: Sequence, run: "array[int]") -> None:
+        """Ends a sequence after which nothing may follow, or sees to it that its run is computed."""
+        if not run:
+            assert sequence.ends is not None
+            self._remove(sequence)
+            self._end(sequence, sequence.ended(sequence.ends))
             return
-        try:
-            run = self._constraints.go_on(sequence, token)
-        except InternalError as error:
-            self._fail(sequence, error)
-            return
-        if run and sequence.id in self._unsampled:  # the step under way computes its newest token: no other may come
-            guide.impose(run[0])
+        if sequence.id in self._unsampled:  # the step under way computes its newest token: no other may come
+            assert sequence.guide is not None
+            sequence.guide.impose(run[0])
             run = run[1:]
-        elif not run:
-            if sequence.ends is not None:
-                self._remove(sequence)
-                self._end(sequence, sequence.ended(sequence.ends))
-            return
         if self._ending.get(sequence.id) is sequence:
             return  # the imposed token is its last
         if self._decoding.pop(sequence.id, None) is not None:
@@ -431,9 +438,7 @@ class Engine:
             self._end_with(sequence, token)
         if known:
             gone = {sequence.id for sequence, _ in over}
-            for sequence, token in known:
-                if sequence.id not in gone:
-                    self._go_on(sequence, token)
+            self._go_on([(sequence, token) for sequence, token in known if sequence.id not in gone])
 
     def _tell_run(self, sequence: Sequence, end: int) -> None:
         """Tells of the forced tokens before `end`, whose keys and values are there now."""

@@ -10,6 +10,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -29,6 +30,10 @@ PATIENCE = 4
 """By how much a job may take longer on the clock than it may take of the processor's time."""
 
 LOOK_EVERY_S = 0.25
+
+START_AFTER_S = 2.0
+"""The first process is started so long after the service, unless it is needed before: whoever is first to ask for a
+constraint is not to wait for PyTorch, and neither is the service's own start."""
 
 _answers: "msgspec.msgpack.Decoder[Answer]" = msgspec.msgpack.Decoder(Answer)
 _Waiting = tuple[int, int, Job, "asyncio.Future[Answer]"]
@@ -73,6 +78,8 @@ class CompilePool:
             async with asyncio.TaskGroup() as tasks:
                 for child in self._children:
                     tasks.create_task(self._serve(child))
+                await asyncio.sleep(START_AFTER_S)
+                await self._start_first()
         finally:
             for child in self._children:
                 child.kill()
@@ -101,18 +108,30 @@ class CompilePool:
             if not future.done():
                 future.set_result(answer)
 
+    async def _start_first(self) -> None:
+        if any(child.is_alive for child in self._children):
+            return
+        with contextlib.suppress(InternalError):  # told to whoever needs it
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._start, self._children[0])
+
+    def _start(self, child: "Child") -> None:
+        """In a thread of the pool. Raises InternalError."""
+        with child.lock:
+            if not child.is_alive:
+                ready = child.start(self._setup)
+                self._setup = msgspec.structs.replace(self._setup, tokenizer=b"", tokenizer_info=ready.tokenizer_info)
+
     def _do(self, child: "Child", job: Job) -> Answer:
         """In a thread of the pool."""
-        if not child.is_alive:
-            ready = child.start(self._setup)
-            self._setup = msgspec.structs.replace(self._setup, tokenizer=b"", tokenizer_info=ready.tokenizer_info)
+        self._start(child)
         return child.do(job, self._setup.timeout_s)
 
 
 class Child:
-    """One process, or the place for one."""
+    """One process, or the place for one. lock: held by who starts it."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._is_closed = False

@@ -50,6 +50,25 @@ async def grammars(bus: Bus, model: ModelFiles) -> AsyncIterator[GrammarService]
     await asyncio.wait([task])
 
 
+async def test_the_first_process_is_there_before_anybody_asks(
+    bus: Bus, model: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "START_AFTER_S", 0.0)
+    service = GrammarService(bus, model, Settings(model_path=".", grammar_processes=2))
+    task = asyncio.create_task(service.run())
+    first, second = service._pool._children
+    deadline = time.monotonic() + 30
+    while not first.is_alive and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    process = first._process
+    assert process is not None
+    assert not second.is_alive
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.to_thread(process.join, 10)
+    assert process.exitcode is not None
+
+
 async def test_a_request_names_its_grammar_and_its_choices_share_it(world: World, model: ModelFiles) -> None:
     await world.start("one")
     constraint = Constraint(kind="json_schema", source=json.dumps(SCHEMA), param="response_format")
