@@ -262,33 +262,40 @@ class Bus:
         cursor = newest = "0" if pending_first else ">"
         checked_at = time.monotonic()
         attempt = 0
-        while True:
-            if cursor == ">" != newest and time.monotonic() - checked_at > RECHECK_S:
-                cursor = newest
-            try:
-                reply = await self.client.xreadgroup(
-                    group, consumer, {key: cursor}, count=count, block=None if cursor != ">" else BLOCK_MS
-                )
-                attempt = 0
-            except ResponseError as error:
-                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
-                    raise
-                await self.create_group(stream)
-                continue
-            except LOST_CONNECTION as error:
-                log.warning("reading %s: %s; trying again", stream.name, error)
-                attempt += 1
-                await backoff(attempt)
-                continue
-            entries = _entries(reply)
-            if entries and pending_first:
-                newest = entries[-1][1].decode()
-            if cursor != ">":
-                checked_at = time.monotonic()
-                cursor = newest if entries else ">"
-            deliveries = self._deliveries({key.encode(): stream}, entries)
-            if deliveries:
-                yield deliveries
+        wire = Wire(self.client)
+        try:
+            while True:
+                if cursor == ">" != newest and time.monotonic() - checked_at > RECHECK_S:
+                    cursor = newest
+                blocking: tuple[str | int, ...] = ("BLOCK", BLOCK_MS) if cursor == ">" else ()
+                try:
+                    (reply,) = await wire.execute(
+                        [("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *blocking, "STREAMS", key, cursor)]
+                    )
+                    attempt = 0
+                    if isinstance(reply, LOST_CONNECTION):
+                        raise reply
+                except LOST_CONNECTION as error:
+                    log.warning("reading %s: %s; trying again", stream.name, error)
+                    attempt += 1
+                    await backoff(attempt)
+                    continue
+                if isinstance(reply, Exception):
+                    if not str(reply).startswith(("NOGROUP", "UNBLOCKED")):
+                        raise reply
+                    await self.create_group(stream)
+                    continue
+                entries = _raw_entries(reply)
+                if entries and pending_first:
+                    newest = entries[-1][1].decode()
+                if cursor != ">":
+                    checked_at = time.monotonic()
+                    cursor = newest if entries else ">"
+                deliveries = self._deliveries({key.encode(): stream}, entries)
+                if deliveries:
+                    yield deliveries
+        finally:
+            await wire.close()
 
     async def claim_group(
         self, stream: Stream[M], consumer: str, *, min_idle_s: float, every_s: float = 2.0, max_deliveries: int = 5
@@ -694,27 +701,9 @@ def _fields_of(message: msgspec.Struct, traceparent: str | None, deadline: float
     return fields
 
 
-def _entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
-    """(key, entry id, fields) in order, from RESP2's list or RESP3's map of XREAD and XREADGROUP."""
-    if not reply:
-        return []
-    streams = reply.items() if isinstance(reply, dict) else reply
-    out = []
-    for key, entries in streams:
-        if (
-            isinstance(reply, dict)
-            and entries
-            and isinstance(entries[0], list)
-            and entries[0]
-            and isinstance(entries[0][0], tuple | list)
-        ):
-            entries = entries[0]
-        out += [(key, entry_id, fields) for entry_id, fields in entries if fields]
-    return out
-
-
 def _raw_entries(reply: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
-    """As `_entries`, from a reply as it came over the wire, with flat fields."""
+    """(key, entry id, fields) in order, from the reply of XREAD or XREADGROUP as it came over the wire: RESP2's list or
+    RESP3's map, with flat fields."""
     if not reply:
         return []
     return [

@@ -222,9 +222,12 @@ def _chat_prompt(request: ChatRequest) -> ChatPrompt:
 def _completion_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     if isinstance(prompt, str):
         return [TextPrompt(text=prompt)]
+    if type(prompt[0]) is int:
+        try:
+            return [TokenPrompt(token_ids=pack_i32(prompt))]  # type: ignore[arg-type]
+        except TypeError:
+            pass  # not all of it are
     kinds = set(map(type, prompt))
-    if kinds == {int}:
-        return [TokenPrompt(token_ids=pack_i32(prompt))]  # type: ignore[arg-type]
     if kinds == {str}:
         return [TextPrompt(text=text) for text in prompt]  # type: ignore[arg-type]
     if kinds == {list}:
