@@ -1,12 +1,12 @@
 """Grammars that are made of parts (`sapwood.grammar`), as rules.
 
-Parts of which all texts are known by an automaton become one pattern together, as far as they stand beside each other:
-`regex` after `text` is one expression, and what repeats in it is made unambiguous.
+Parts without JSON and rules in them become patterns: those beside each other one together, and small ones that can be
+read in many ways are made unambiguous.
 """
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sapwood.grammar.check import check
 from sapwood.grammar.errors import GrammarError
@@ -37,6 +37,7 @@ from services.tokenizer.grammar.rules import (
     alternatives,
     automaton_rule,
     counted,
+    is_simple,
     literal,
     text_expression,
 )
@@ -44,6 +45,10 @@ from services.tokenizer.grammar.schema.emit import emit
 
 MAX_PATTERN = 2000
 """Characters of a pattern made of several parts, repeats counted out; those of more stay several."""
+
+MAX_AUTOMATON = 64
+"""The same of a pattern that takes an automaton. Its states would be rules, each of which takes time to compile, where
+a repeat of rules has few."""
 
 
 def composed(value: Any, rules: Rules, max_characters: int) -> str:
@@ -57,14 +62,6 @@ def composed(value: Any, rules: Rules, max_characters: int) -> str:
     except GrammarError as error:
         raise Unenforceable(error.message, pointer=error.pointer) from None
     return _Emitter(form, rules, patterns, max_characters).root()
-
-
-class _Beside(NamedTuple):
-    """A part in a sequence that is a pattern."""
-
-    part: Part
-    pointer: str
-    regular: Pattern
 
 
 class _Patterns:
@@ -121,7 +118,7 @@ class _Emitter:
             case Ref(name=name):
                 return self._names[name]
         regular = self._pattern(part)
-        if regular is not None and _size(regular) <= MAX_PATTERN:
+        if regular is not None and _size(regular) <= (MAX_PATTERN if is_simple(regular) else MAX_AUTOMATON):
             try:
                 return self._of_pattern(regular, pointer)
             except Unenforceable:  # too many states for one automaton: each part has its own
@@ -164,34 +161,30 @@ class _Emitter:
         return name if max_chars == few else self._rules.add(name, max_chars=max_chars)
 
     def _sequence(self, part: Part, pointer: str) -> str:
-        """From the last item to the first, so that a pattern goes on in what is behind it."""
+        """From the last item to the first, so that simple patterns go on in what is behind them."""
         end: list[str] = []
-        beside: list[_Beside] = []
+        beside: list[Pattern] = []
         size = 0
         for step, inner in reversed(children(part)):
             regular = self._pattern(inner)
+            if regular is not None and not is_simple(regular):
+                regular = None
             if regular is None or size + _size(regular) > MAX_PATTERN:
-                end = self._joined(beside, end)
+                end = self._joined(beside, end, pointer)
                 beside, size = [], 0
             if regular is None:
                 end = [self._expression(inner, pointer + step), *end]
             else:
-                beside.insert(0, _Beside(inner, pointer + step, regular))
+                beside.insert(0, regular)
                 size += _size(regular)
-        end = self._joined(beside, end)
+        end = self._joined(beside, end, pointer)
         return end[0] if len(end) == 1 else "(" + " ".join(end) + ")"
 
-    def _joined(self, beside: "list[_Beside]", end: list[str]) -> list[str]:
-        """Parts that are patterns, and what is behind them."""
+    def _joined(self, beside: list[Pattern], end: list[str], pointer: str) -> list[str]:
         if not beside:
             return end
-        if len(beside) > 1 or end:
-            behind = EMPTY if not end else end[0] if len(end) == 1 else self._rules.add(" ".join(end))
-            try:
-                return [self._of_pattern(pattern.seq(one.regular for one in beside), beside[0].pointer, behind)]
-            except Unenforceable:  # too many states for one automaton: each part has its own
-                pass
-        return [*(self._expression(one.part, one.pointer) for one in beside), *end]
+        behind = EMPTY if not end else end[0] if len(end) == 1 else self._rules.add(" ".join(end))
+        return [self._of_pattern(pattern.seq(beside), pointer, behind)]
 
     def _repeat(self, part: Repeat, pointer: str) -> str:
         [item, *between] = [self._rules.add(self._expression(inner, pointer + step)) for step, inner in children(part)]
