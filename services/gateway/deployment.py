@@ -36,7 +36,8 @@ class Deployment:
         self._absent: list[str] = list(NEEDED)
         self._models: dict[str, Model] = {}
         self._judged_at = float("-inf")
-        self._whole_at = float("-inf")
+        self._whole_at = time.monotonic()
+        self._was_whole = False
         self.is_leaving = False
         self.is_stopping = False
 
@@ -65,7 +66,7 @@ class Deployment:
 
     @property
     def absent_for_s(self) -> float:
-        """How long something has been absent; 0 when all is there."""
+        """How long something has been absent, as far as is known here; 0 when all is there."""
         return time.monotonic() - self._whole_at if self.absent else 0.0
 
     @property
@@ -75,7 +76,7 @@ class Deployment:
 
     @property
     def _can_answer(self) -> bool:
-        return self.absent_for_s < SHORT_ABSENCE_S
+        return self.absent_for_s < SHORT_ABSENCE_S and self._was_whole
 
     def faults(self) -> list[str]:
         """What is not as it should be, in words. Requests may well be answered by what is there."""
@@ -120,3 +121,4 @@ class Deployment:
             self._models = models
         if not self._absent:
             self._whole_at = self._judged_at
+            self._was_whole = True

@@ -101,10 +101,11 @@ class Follower:
             while True:
                 self._wake.clear()
                 if self._waiting:
-                    at = await self._catch_up()
-                    if following is None or following.done():
-                        if following is not None:
-                            following.result()
+                    if following is not None and following.done():
+                        following.result()
+                        following = None
+                    at = await self._catch_up(is_followed=following is not None)
+                    if following is None:
                         self._cursor = at
                         following = asyncio.create_task(self._follow(), name=f"follow {self._stream.name}")
                     continue
@@ -121,27 +122,28 @@ class Follower:
                 following.cancel()
                 await asyncio.wait([following])
 
-    async def _catch_up(self) -> str:
-        """Gives those that wait all that has come, and hands them to the follower. Returns the last id read."""
+    async def _catch_up(self, *, is_followed: bool) -> str:
+        """Gives those that wait all that has come, and hands them over to who follows: in one step with the look at how
+        far that one is, for an entry that came in between would be nobody's. Returns the last id read."""
         calls, self._waiting = self._waiting, []
         self._behind.add(calls)
         at = min((call.cursor for call in calls), key=_number)
-        batches = self._bus.follow(lambda: {self._stream: at}, block_s=0.01)
-        try:
-            async for batch in batches:
+        while True:
+            told = self._cursor
+            async for batch in self._bus.read_log(self._stream, after=at):
                 for delivery in batch:
                     self._behind.deliver(delivery.message)
                     at = delivery.entry_id
-                if not batch or _number(at) >= _number(self._cursor) > (0, 0):
-                    break
                 await asyncio.sleep(0)  # a long stream, and others want a turn
-        finally:
-            await batches.aclose()
-        there = [call for call in calls if id(call) in self._behind.calls]
-        for call in there:
-            self._behind.remove(call)
-        self._live.add(there)
-        return at
+            if is_followed:
+                at = max(at, told, key=_number)  # of what had been told by then nothing is left to read
+                if _number(at) < _number(self._cursor):
+                    continue
+            there = [call for call in calls if id(call) in self._behind.calls]
+            for call in there:
+                self._behind.remove(call)
+            self._live.add(there)
+            return at
 
     async def _follow(self) -> None:
         """Until there are no readers."""

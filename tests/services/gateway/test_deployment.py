@@ -38,6 +38,13 @@ def test_who_never_saw_a_service_takes_nothing(service: str) -> None:
         there.check("tiny")
 
 
+def test_who_has_just_started_has_missed_nobody_for_long() -> None:
+    """So that an answer that its client comes back for here is not ended before the first look around."""
+    there = Deployment()
+    assert not there.is_ready
+    assert there.absent_for_s < 1
+
+
 @pytest.mark.parametrize("service", ["tokenizer", "scheduler", "gpu_worker"])
 def test_a_service_that_is_started_again_is_waited_for(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "SHORT_ABSENCE_S", 0.05)
