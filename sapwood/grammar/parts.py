@@ -14,6 +14,10 @@ from sapwood.grammar.errors import GrammarError
 from sapwood.grammar.python_types import schema_of
 
 MAX_REPEAT = 10_000
+MAX_STOPS = 100
+MAX_STOP = 200
+"""Characters of a stop."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
@@ -56,7 +60,9 @@ class Json(Part, frozen=True, tag="json"):
 class AnyText(Part, frozen=True, tag="any_text"):
     """Any text in which none of `excludes` is. max_chars None: no bound but that of the answer."""
 
-    excludes: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    excludes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=MAX_STOP)], ...], Meta(max_length=MAX_STOPS)
+    ] = ()
     max_chars: Annotated[int, Meta(ge=1)] | None = None
 
 
@@ -187,7 +193,12 @@ def json(of: Any = True) -> Part:
 
 def any_text(*, stop: str | Iterable[str] = (), max_chars: int | None = None) -> Part:
     """Any text, up to where one of `stop` begins, if given: say with what follows that it must."""
-    return AnyText((stop,) if isinstance(stop, str) else tuple(stop), max_chars)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS or not all(1 <= len(one) <= MAX_STOP for one in stops):
+        raise GrammarError(f"can have up to {MAX_STOPS} stops, of 1 to {MAX_STOP} characters each")
+    if max_chars is not None and max_chars < 1:
+        raise GrammarError(f"cannot have a text of at most {max_chars} characters")
+    return AnyText(stops, max_chars)
 
 
 def seq(*items: Any) -> Part:

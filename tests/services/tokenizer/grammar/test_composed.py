@@ -78,6 +78,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     (seq({"type": "repeat", "item": "a", "min": 3, "max": 2}), "/items/0/min", "3 to 2"),
     (seq({"type": "repeat", "item": "a", "max": 99_999}), "/items/0/max", "10000"),
     (seq({"type": "repeat", "item": "a", "max": 0}), "/items/0/max", ">= 1"),
+    (seq({"type": "any_text", "excludes": ["a"] * 101}), "/items/0/excludes", "length <= 100"),
     (seq({"type": "any_text", "excludes": [""]}), "/items/0/excludes/0", "length >= 1"),
     (seq({"type": "capture", "name": "", "item": "a"}), "/items/0/name", "length >= 1"),
     (seq("a", "\ud800"), "/items/1", "surrogate"),

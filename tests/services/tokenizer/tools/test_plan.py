@@ -225,6 +225,10 @@ def test_thinking_turned_off_leaves_the_constraint_as_it_is(run: Run) -> None:
     [
         (Constraint(kind="json_object", source="", param="p"), grammar.json_schema({"type": "object"})),
         (Constraint(kind="regex", source="a+", param="p"), {"type": "regex", "pattern": "a+"}),
+        (
+            Constraint(kind="grammar", source='{"type": "text", "text": "a"}', param="p"),
+            {"type": "grammar", "grammar": {"type": "text", "text": "a"}},
+        ),
         (Constraint(kind="ebnf", source='root ::= "a"', param="p"), {"type": "grammar", "grammar": 'root ::= "a"'}),
         (Constraint(kind="choice", source='["a"]', param="p"), grammar.either({"type": "const_string", "value": "a"})),
         (Constraint(kind="structural_tag", source='{"format": {"type": "any_text"}}', param="p"), {"type": "any_text"}),
