@@ -67,6 +67,7 @@ LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyErro
 """What may pass: the broker is away, or takes no writes now."""
 
 _encoder = msgspec.msgpack.Encoder()
+_pack: Callable[[tuple[bytes | str | int, ...]], bytes] = cast(Any, hiredis).pack_command
 
 
 class Stream(Generic[M]):
@@ -197,7 +198,7 @@ class Wire:
             await connection.disconnect()  # it broke while nobody read; uvloop would answer a write with a RuntimeError
         if not connection.is_connected:
             await connection.connect()
-        await connection.send_packed_command(b"".join([hiredis.pack_command(tuple(one)) for one in commands]))
+        await connection.send_packed_command(b"".join([_pack(tuple(one)) for one in commands]))
         replies: list[Any] = []
         for _ in commands:
             try:
