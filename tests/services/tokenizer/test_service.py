@@ -11,12 +11,14 @@ import pytest
 
 from services.tokenizer.config import Settings
 from services.tokenizer.encode import shard_of
+from services.tokenizer.grammar.service import GrammarService
 from services.tokenizer.main import serve
 from services.tokenizer.shards import Leases
 from shared import telemetry
 from shared.messages import (
     Abort,
     ChatPrompt,
+    Constraint,
     Deltas,
     Ended,
     FinishReason,
@@ -247,6 +249,26 @@ async def test_bad_and_late_requests_are_rejected(world: World) -> None:
     assert world.rejected["long"].error.code == "context_length_exceeded"
     assert [generate.request_id for generate in await world.generates()] == ["good"]
     assert await world.pending() == (0, 0)
+
+
+async def test_a_deadline_that_passes_while_a_grammar_is_compiled_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(self: GrammarService, constraint: Constraint) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(GrammarService, "compile", never)
+    await world.start("one")
+    begun = time.time()
+    world.ask("r", constraint=Constraint(kind="regex", source="a+", param="regex"), deadline=begun + 0.5)
+    await world.until(lambda: world.rejected)
+    assert 0.4 < time.time() - begun < 5
+    assert (world.rejected["r"].error.status, world.rejected["r"].error.code) == (504, "timeout")
+
+    async def is_done() -> bool:
+        return await world.pending() == (0, 0)
+
+    await world.until(is_done)
 
 
 async def test_a_prompt_that_breaks_the_encoder_gets_an_answer_and_spares_the_others(
