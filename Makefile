@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 # Tests of parts side by side, with one thread of torch's each; then those of the whole system, which want all cores.
 ifeq ($(strip $(ARGS)),)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/sapwood tests/services tests/shared && \
-	$(BIN)/python -m pytest tests/e2e tests/chaos tests/gpu
+	$(BIN)/python -m pytest tests/e2e tests/chaos tests/endurance tests/gpu
 else
 PYTEST = $(BIN)/python -m pytest $(ARGS)
 endif

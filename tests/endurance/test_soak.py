@@ -2,8 +2,8 @@
 
 `SAPWOOD_SOAK_REQUESTS=20000 pytest tests/endurance/test_soak.py -s` is the real thing; `SAPWOOD_ENDURANCE_REPORT` names
 a file for the numbers. What grows is judged from 10,000 requests on: fewer tell nothing from noise. Before those come
-others for ten minutes and more, until what is remembered for a time (of ended sequences, by the scheduler) is as much as
-it will be.
+others for ten minutes and more, until what is remembered for a time (of ended sequences, by the scheduler) is as much
+as it will be.
 """
 
 import asyncio
