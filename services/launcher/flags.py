@@ -61,6 +61,7 @@ class ServiceFlag:
 
 SERVICE_FLAGS = (
     ServiceFlag("token-shards", (TOKENIZER,), "token streams that the tokenizers share out"),
+    ServiceFlag("prompt-cache-mb", (TOKENIZER,), "MiB of encoded messages that a tokenizer remembers; 0: none"),
     ServiceFlag("api-key", (GATEWAY,), "key that clients must send as a bearer token"),
     ServiceFlag("api-keys-file", (GATEWAY,), "TOML file of hashed keys with their limits"),
     ServiceFlag("admin-api-key", (GATEWAY,), "key for /v1/admin"),

@@ -17,6 +17,9 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=1, le=1024), help_("streams that output tokens are spread over; the same in every process")
     ] = 4
     encode_threads: Annotated[int, msgspec.Meta(ge=1, le=256), help_("threads that encode prompts")] = 2
+    prompt_cache_mb: Annotated[
+        int, msgspec.Meta(ge=0), help_("MiB of encoded messages remembered, so that a turn encodes what is new in it")
+    ] = 64
     tool_parser: Annotated[
         str, help_(f"form of the model's tool calls: auto (by its chat template), none, {', '.join(CHOICES)}")
     ] = AUTO

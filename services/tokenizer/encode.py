@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
-from tokenizers import Encoding
 
 from services.tokenizer.model_files import ModelFiles
+from services.tokenizer.segments import SegmentEncoder
 from services.tokenizer.tools import conversation
 from services.tokenizer.tools.dialect import Dialect, dialect_of
 from services.tokenizer.tools.plan import FREE, AnswerPlan, plain, plan
@@ -74,8 +74,12 @@ def prompt_param(request: Tokenize) -> str:
 class Encoder:
     """A model's prompts to token ids. dialect: how it is told of tools; None: as its chat template shows."""
 
-    def __init__(self, model: ModelFiles, token_shards: int, dialect: Dialect | None = None) -> None:
+    def __init__(
+        self, model: ModelFiles, token_shards: int, dialect: Dialect | None = None, *, prompt_cache_bytes: int = 0
+    ) -> None:
+        """prompt_cache_bytes: of encoded parts of conversations that are remembered; 0: none are."""
         self._model = model
+        self._segments = SegmentEncoder(model.backend, prompt_cache_bytes)
         self._dialect = dialect or dialect_of(model.tool_template)
         self._token_shards = token_shards
         longest_token = max(map(len, model.backend.get_vocab(with_added_tokens=True)), default=1)
@@ -106,23 +110,29 @@ class Encoder:
             prompts = [result for place in places if isinstance(result := results[place], Text)]
             if not prompts:
                 continue
-            encodings = self._encode_batch([text.text for text in prompts], add_special_tokens)
-            for place, text, encoding in zip(places, prompts, encodings, strict=True):
-                results[place] = self._completed(requests[place], encoding.ids, text.plan)
+            salts = [requests[place].cache_salt for place in places]
+            encoded = self._encode_batch([text.text for text in prompts], salts, add_special_tokens=add_special_tokens)
+            for place, text, token_ids in zip(places, prompts, encoded, strict=True):
+                results[place] = self._completed(requests[place], token_ids, text.plan)
         return results
 
     def encode_text(self, request: Tokenize, prompt: Text) -> Encoded | RequestError:
         """The rest of the work for a prompt that `encode` deferred."""
-        [encoding] = self._encode_batch([prompt.text], prompt.add_special_tokens)
-        return self._completed(request, encoding.ids, prompt.plan)
+        [token_ids] = self._encode_batch(
+            [prompt.text], [request.cache_salt], add_special_tokens=prompt.add_special_tokens
+        )
+        return self._completed(request, token_ids, prompt.plan)
 
-    def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[Encoding]:
+    def _encode_batch(self, texts: list[str], salts: list[str], *, add_special_tokens: bool) -> "list[array[int]]":
         """Always as a batch: `encode` of one text keeps the interpreter lock, and with it every other thread."""
-        return self._model.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        if not add_special_tokens:
+            return self._segments.encode(texts, salts)
+        encodings = self._model.backend.encode_batch_fast(texts, add_special_tokens=True)
+        return [array("i", encoding.ids) for encoding in encodings]
 
-    def _completed(self, request: Tokenize, token_ids: Sequence[int], answer: AnswerPlan) -> Encoded | RequestError:
+    def _completed(self, request: Tokenize, token_ids: "array[int]", answer: AnswerPlan) -> Encoded | RequestError:
         try:
-            return self._complete(request, array("i", token_ids), answer)
+            return self._complete(request, token_ids, answer)
         except RequestError as error:
             return error
 
