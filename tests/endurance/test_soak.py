@@ -27,7 +27,7 @@ AT_ONCE = int(os.environ.get("SAPWOOD_SOAK_USERS", "24"))
 JUDGED_FROM = 10_000
 WARM_UP_S = Scheduler.REMEMBER_S + 20 if REQUESTS >= JUDGED_FROM else 2.0
 ALLOWED_KIB = 80.0
-"""Growth for each thousand requests, over all of the run and over its second half: 80 bytes a request. What each request
+"""Growth for each thousand requests, over all of the run and over its second half: 80 bytes each. What every request
 left behind would be more in both; a table that is made larger, or an allocator's next megabyte, is a step in one."""
 
 
