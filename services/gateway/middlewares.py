@@ -47,8 +47,10 @@ async def count_and_shape_errors(request: web.Request, handler: Handler) -> web.
         status = error.status
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return error_response(_from_http(request, error), headers)
-    except (asyncio.CancelledError, ConnectionError):
+    except asyncio.CancelledError:
         raise  # the client left
+    except ConnectionError:
+        raise asyncio.CancelledError("the client left") from None  # of another error aiohttp logs a traceback
     except Exception:
         status = 500
         log.exception("%s %s failed (%s)", request.method, request.path, request[_KEY])
