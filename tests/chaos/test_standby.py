@@ -15,6 +15,7 @@ import redis
 
 from shared.leadership import LOCK
 from shared.messages import HEARTBEAT_LAPSE_S
+from shared.registry import stands_by
 from tests.chaos.client import Client, Stream, some_requests
 from tests.chaos.cluster import PREFIX, Cluster, clean_environment
 from tests.chaos.conftest import free_ports
@@ -25,6 +26,7 @@ from tests.chaos.test_chaos import ROUNDS, faults, load, write_report
 
 USERS = 6
 CALM_S = 3.0
+STARTED_S = 60.0
 WITHIN_S = HEARTBEAT_LAPSE_S + 2
 """The lock lapses, and whoever waits looks four times a second."""
 
@@ -48,6 +50,18 @@ def holder(broker: "redis.Redis") -> str:
     """The leader's instance and mark; empty without one."""
     value = broker.get(f"{PREFIX}:{LOCK}")
     return value.decode() if isinstance(value, bytes) else ""
+
+
+async def until_one_waits(cluster: Cluster) -> None:
+    """Returns once a scheduler stands by that runs: after a blow one is being started."""
+    registry = cluster.registry()
+    async with asyncio.timeout(STARTED_S):
+        while True:
+            now, instances = time.time(), await registry.view()
+            waiting = [one for one in instances if stands_by(one, instances, now)]
+            if any(one.pid == cluster.processes[one.instance].pid for one in waiting):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def until_another_leads(broker: "redis.Redis", before: str) -> None:
@@ -100,6 +114,7 @@ async def test_a_standby_takes_over_and_every_answer_is_as_without_harm(pair: Cl
         try:
             for kind in order:
                 await asyncio.sleep(CALM_S)
+                await until_one_waits(pair)
                 blow, seconds = await depose(pair, broker, kind)
                 struck.append(blow)
                 took[kind].append(seconds)
