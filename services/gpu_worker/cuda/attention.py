@@ -37,7 +37,9 @@ class StepAttention:
         max_partials = MAX_DEPTH * max_decode
         self._page_size = page_size
         self._scale = head_dim**-0.5
-        self._tiling = _WIDE_TILING if is_wide and device.type == "cuda" else choose_tiling(head_dim)
+        self._head_dim, self._group_size = head_dim, group_size
+        self._fixed_tiling = _WIDE_TILING if is_wide and device.type == "cuda" else None
+        self._tiling = self._fixed_tiling or choose_tiling(head_dim)
         self.tile_rows = self._tiling.rows(group_size)
         tile = _WIDE_TILE if is_wide else None
         self._groups = DeviceGroups(max_decode, max_partials, num_kv_heads, group_size, head_dim, device, tile=tile)
@@ -63,10 +65,15 @@ class StepAttention:
         """Which prefixes the rows that decode share, for steps with has_groups."""
         self._groups.load(tables, seats.tolist())
 
-    def begin(self, rows: StepRows, *, num_decode: int, num_tiles: int, has_groups: bool) -> None:
+    def begin(
+        self, rows: StepRows, *, num_decode: int, num_tiles: int, has_groups: bool, longest: int | None = None
+    ) -> None:
         """num_decode: rows, from the first, among which sequences in decode are; num_tiles: places in the list of
-        tiles of chunks, 0 without chunks."""
+        tiles of chunks, 0 without chunks; longest: the most tokens that a row of a chunk sees, None where that is
+        another number every time, in a captured step."""
         self._rows, self._num_decode, self._num_tiles = rows, num_decode, num_tiles
+        self._tiling = self._fixed_tiling or choose_tiling(self._head_dim, longest)
+        assert self._tiling.rows(self._group_size) == self.tile_rows, "the list of tiles was made for others"
         self._used_groups = self._groups if has_groups else None
         if not num_decode:
             return

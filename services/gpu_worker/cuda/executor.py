@@ -143,7 +143,8 @@ class CudaExecutor:
         num_tiles = self._rows.most_tiles(num_rows, 1)
         self._staging.next_step()
         self._rows.set_mixed(np.empty(0, np.int32), [], num_rows, self.num_seats, num_tiles, self._staging)
-        self._mixed_pass(num_rows, 0, num_tiles)
+        for longest in (1, None):  # both kernels are compiled before there are requests
+            self._mixed_pass(num_rows, 0, num_tiles, longest)
         self._head_pass(self.num_seats)
         self.choose(self.num_seats, [], None)
 
@@ -213,7 +214,8 @@ class CudaExecutor:
         if is_small:
             self._run_captured_mixed(num_rows, num_tiles)
         else:
-            self._mixed_pass(num_rows, num_decode, num_tiles)
+            longest = max(chunk.step.end for chunk in chunks)
+            self._mixed_pass(num_rows, num_decode, num_tiles, longest)
         if num_wanted:
             self._run_head(num_logit_rows)
         return num_logit_rows
@@ -226,10 +228,13 @@ class CudaExecutor:
     def _run_head(self, num_logit_rows: int) -> None:
         self._graphs.run(("head", num_logit_rows), lambda: self._head_pass(num_logit_rows))
 
-    def _mixed_pass(self, num_rows: int, decode_rows: int, num_tiles: int) -> None:
+    def _mixed_pass(self, num_rows: int, decode_rows: int, num_tiles: int, longest: int | None = None) -> None:
+        """longest: see `StepAttention.begin`."""
         rows = self._rows
         rows.begin(num_rows, has_chunks=True)
-        self._attention.begin(rows, num_decode=decode_rows, num_tiles=num_tiles, has_groups=self._has_groups)
+        self._attention.begin(
+            rows, num_decode=decode_rows, num_tiles=num_tiles, has_groups=self._has_groups, longest=longest
+        )
         hidden = self._model.forward(rows, num_rows, self._attention, self._seats.page_tables, self._pool)
         self._hidden[:num_rows].copy_(hidden)
 

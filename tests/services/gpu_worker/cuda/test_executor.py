@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from services.gpu_worker.cuda import executor
+from services.gpu_worker.cuda import attention, executor
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.executor import CudaExecutor
 from services.gpu_worker.decoder import Decoder
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.kernels.extend_attention import ExtendTiling, choose_tiling
 from services.gpu_worker.kv_cache import KVShape, PagePool
 from services.gpu_worker.model_config import decoder_config
 from services.gpu_worker.rope import Rope
@@ -255,3 +256,28 @@ def test_getting_ready_for_other_steps_changes_nothing(device: torch.device, mon
     assert not made.prepare()
     assert prepared.tokens == plain.tokens
     assert {len(tokens) for tokens in plain.tokens.values()} == {9}
+
+
+def test_a_step_that_is_not_captured_says_how_far_its_chunks_see(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel is chosen by that; a captured one has to serve whatever comes."""
+    seen: list[int | None] = []
+
+    def choose(head_dim: int, longest: int | None = None) -> ExtendTiling:
+        seen.append(longest)
+        return choose_tiling(head_dim, longest)
+
+    monkeypatch.setattr(executor, "MOST_CAPTURED_ROWS", 4)
+    monkeypatch.setattr(attention, "choose_tiling", choose)
+    run = Run(on_device(CONFIGS["llama"], device))
+    run.plan(an_admit(1, a_prompt(20), range(8), max_tokens=2))
+    run.finish()
+    seen.clear()
+    run.plan(an_admit(2, a_prompt(23, 1), range(8, 16), max_tokens=2))
+    run.finish()
+    assert [longest for longest in seen if longest is not None] == [BUDGET, 23]
+    seen.clear()
+    run.plan(an_admit(3, a_prompt(3, 2), range(16, 20), max_tokens=2))
+    run.finish()
+    assert seen and not any(seen)
