@@ -102,8 +102,7 @@ class Follower:
                 self._wake.clear()
                 if self._waiting:
                     if following is not None and following.done():
-                        following.result()
-                        following = None
+                        following.result()  # raises what ended it
                     at = await self._catch_up(is_followed=following is not None)
                     if following is None:
                         self._cursor = at
@@ -146,7 +145,7 @@ class Follower:
             return at
 
     async def _follow(self) -> None:
-        """Until there are no readers."""
+        """For ever: one that ended by itself when there are no readers would end under one that just came."""
         renewed_at = float("-inf")
         batches = self._bus.follow(lambda: {self._stream: self._cursor}, block_s=LINGER_S)
         try:
@@ -154,8 +153,6 @@ class Follower:
                 for delivery in batch:
                     self._live.deliver(delivery.message)
                     self._cursor = delivery.entry_id
-                if self.is_idle:
-                    return
                 if time.monotonic() - renewed_at > RENEW_S:
                     renewed_at = time.monotonic()
                     self._bus.outbox.expire(self._stream, EXPIRE_S)
