@@ -27,12 +27,16 @@ PLACES = 8
 """Requests in flight at each gateway."""
 
 TIMES = 5
-BOUND = 2.0
-"""How much longer the slowest of a hundred that are taken may be under way than when the places are just full."""
+BOUND = 4.0
+LEEWAY_S = 1.0
+"""How much longer the slowest of a hundred that are taken may be under way than when the places are just full. It would be no
+longer, did not those who are turned away, their clients and the workers share the cores of one machine here."""
 
-LEEWAY_S = 0.5
-ALLOWED_MIB = 16.0
-"""Growth of a process over the rest of the run: a worker makes room for shapes that it meets for the first time."""
+ALLOWED_MIB = 8.0
+"""Growth of a process over the run; a queue without a bound would take more within seconds."""
+
+WORKER_ALLOWED_MIB = 64.0
+"""Of a worker, whose torch makes room for each shape that it meets for the first time; the soak shows where that ends."""
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ async def test_five_times_the_load_slows_nobody_who_is_taken(fleet: Fleet) -> No
             for number in range(12):
                 await ask(http, fleet.urls[number % 2], rng, after)
             samples.append(sample(fleet, broker, tally.total))
-            grown = growth(samples[len(samples) // 4 :])  # until then there are shapes that the workers have not had
+            grown = growth(samples)
             write_report(
                 "overload",
                 {
@@ -154,6 +158,7 @@ async def test_five_times_the_load_slows_nobody_who_is_taken(fleet: Fleet) -> No
             assert not after.told_s and not after.faults
             assert max(after.took_s) < BOUND * max(alone.took_s) + LEEWAY_S
             for name, numbers in grown.items():
-                assert numbers["max_mib"] - numbers["first_mib"] < ALLOWED_MIB, (name, numbers)
+                allowed = WORKER_ALLOWED_MIB if name.startswith("gpu_worker") else ALLOWED_MIB
+                assert numbers["max_mib"] - numbers["first_mib"] < allowed, (name, numbers)
             assert not fleet.deaths()
             await assert_clean(broker)
