@@ -79,7 +79,7 @@ class Reporter:
             self._bus.outbox.post(EVENTS, self._hello(report.epoch))
         for shard, output in report.outputs(self._worker):
             self._bus.outbox.post(shard_stream(shard), output)
-        self._flushed_at = self._loop.time()
+            self._flushed_at = self._loop.time()  # a report of no output holds up no first token
         for stages in report.stages:
             spans.record(stages, self._model, self._worker)
         self._hold(report)

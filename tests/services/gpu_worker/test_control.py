@@ -67,13 +67,18 @@ async def test_what_cannot_be_traced_is_said_and_the_next_is_obeyed(
     assert "dead letter" in caplog.text
 
 
-async def test_a_running_worker_traces_its_steps_while_it_goes_on(bus: Bus, tmp_path: Path) -> None:
+async def test_a_running_worker_traces_its_steps_while_it_goes_on(
+    bus: Bus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = structs.replace(SETTINGS, profile_file=str(tmp_path / "trace.json"))
     async with a_worker(bus, FakeRunner(), settings) as scheduler:
         for name, number in (("one", 1), ("two", 2)):
             bus.outbox.post(control_stream(WORKER), Profile(steps=4, path=f"{name}.json"))
             await bus.outbox.flush()
-            await asyncio.sleep(0.2)
+            for _ in range(1000):
+                await asyncio.sleep(0.02)
+                if f"tracing the next 4 steps to {tmp_path}/{name}-" in caplog.text:
+                    break
             scheduler.plan(an_admit(number, [1, 2, number], range(10), 20))
             await scheduler.until(lambda number=number: scheduler.ended(number), patience_s=60)  # type: ignore[misc]
             assert scheduler.tokens(number) == expected_outputs([1, 2, number], 20)
