@@ -15,6 +15,7 @@ import re
 import sys
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,16 @@ def main() -> None:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--schemas", type=int, default=500)
     parser.add_argument("--regexes", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first schema and expression")
     parser.add_argument("--file", type=Path, help="more schemas, as `gather.py` writes them")
     parser.add_argument("--every", type=int, default=10, help="take one schema of so many of the file")
     parser.add_argument("--max-tokens", type=int, default=120)
     parser.add_argument("--concurrency", type=int, default=32)
     args = parser.parse_args()
-    jobs: list[tuple[str, str, Json]] = [("kinds", f"schema {n}", schema(n)) for n in range(args.schemas)]
-    jobs += [("regex", f"regex {n}", expression(n)) for n in range(args.regexes)]
+    first: int = args.first
+    jobs: list[tuple[str, str, Json]] = []
+    jobs += [("kinds", f"schema {n}", schema(n)) for n in range(first, first + args.schemas)]
+    jobs += [("regex", f"regex {n}", expression(n)) for n in range(first, first + args.regexes)]
     if args.file:
         cases = [case for case in read_cases(args.file) if not case.is_open]
         jobs += [(case.kind, case.name, case.schema) for case in cases[:: args.every]]
@@ -81,8 +85,9 @@ async def measure(
         async with http.get(f"{url}/v1/models") as response:
             model = (await response.json())["data"][0]["id"]
 
-        async def one(number: int, kind: str, name: str, constraint: Json) -> None:
-            body = {"model": model, "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 1, "seed": number}
+        async def one(kind: str, name: str, constraint: Json) -> None:
+            body = {"model": model, "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 1}
+            body["seed"] = zlib.crc32(name.encode())
             if kind == "regex":
                 body["regex"] = constraint
             else:
@@ -95,7 +100,7 @@ async def measure(
             if outcome not in ("ended", "cut"):
                 print(f"{kind} {name}: {outcome}"[:800], flush=True)
 
-        await asyncio.gather(*(one(number, *job) for number, job in enumerate(jobs)))
+        await asyncio.gather(*(one(*job) for job in jobs))
     return counts
 
 

@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--launcher", type=int, required=True, help="process id of `sapwood serve`")
     parser.add_argument("--at-once", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each part of the measurement")
+    parser.add_argument("--each-at-once", type=int, default=1, help="of the first part")
     parser.add_argument("--skip-each", action="store_true", help="only what others notice")
     args = parser.parse_args()
-    asyncio.run(measure(args.url, args.launcher, args.at_once, args.seconds, args.skip_each))
+    asyncio.run(measure(args.url, args.launcher, args.at_once, args.seconds, args.skip_each, args.each_at_once))
 
 
-async def measure(url: str, launcher: int, at_once: int, seconds: float, skip_each: bool) -> None:
+async def measure(url: str, launcher: int, at_once: int, seconds: float, skip_each: bool, each_at_once: int) -> None:
     timeout = aiohttp.ClientTimeout(total=300)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(base_url=url, timeout=timeout, connector=connector) as http:
@@ -107,9 +108,14 @@ async def measure(url: str, launcher: int, at_once: int, seconds: float, skip_ea
         watch = asyncio.create_task(peaks(launcher))
         if not skip_each:
             print("| Constraint | Status | Seconds | Answer |\n|---|---|---|---|")
-            for name, body in bodies.items():
-                status, took, text = await ask(http, body)
-                print(f"| {name} | {status} | {took:.2f} | {text[:110]} |", flush=True)
+            room = asyncio.Semaphore(each_at_once)
+
+            async def one(name: str, body: bytes) -> None:
+                async with room:
+                    status, took, text = await ask(http, body)
+                    print(f"| {name} | {status} | {took:.2f} | {text[:110]} |", flush=True)
+
+            await asyncio.gather(*(one(*item) for item in bodies.items()))
         alone = await readers(http, model, seconds)
         loads = [asyncio.create_task(load(http, bodies, n)) for n in range(at_once)]
         await asyncio.sleep(2)

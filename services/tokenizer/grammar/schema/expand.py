@@ -33,9 +33,18 @@ from services.tokenizer.grammar.schema.document import Document
 from services.tokenizer.grammar.schema.formats import FORMATS
 
 MAX_BRANCHES = 256
+"""Alternatives of a schema. Of more that come of combining, so many are taken, spread over all of them."""
+
+MAX_LISTED = 1024
+"""Alternatives that a schema lists itself; all are taken."""
+
+MAX_COMBINED = 8192
 MAX_NEGATIVE_CHOICES = 12
 VOID_DEPTH = 4
 """How deep it is looked for a required part that cannot be."""
+
+LARGEST = 10**120
+"""More than the numbers in answers can be, with 15 digits and two of an exponent."""
 
 NUMERIC = Callable[[Any], Branch]
 
@@ -55,6 +64,8 @@ class Expander:
         self._open_nodes: set[Node] = set()
         self.left_out: Unenforceable | None = None
         """Why alternatives may be missing: the first keyword whose negation has no form."""
+        self.is_partial = False
+        """Whether some schema has more alternatives than are known of it: then nothing is void for want of any."""
 
     def node(self, node: Node) -> list[Branch]:
         """The alternatives for a value that must meet all of `node`; none: no value does."""
@@ -88,10 +99,11 @@ class Expander:
 
     def is_void(self, node: Node, depth: int = VOID_DEPTH) -> bool:
         """Whether surely no value meets the node."""
-        if not depth or node in self._open_nodes or any(number in self._open for number in node):
+        if not depth or self.is_partial or node in self._open_nodes or any(number in self._open for number in node):
             return False
         try:
-            return all(self._tidy(branch, depth - 1) is None for branch in self.node(node))
+            is_void = all(self._tidy(branch, depth - 1) is None for branch in self.node(node))
+            return is_void and not self.is_partial
         except Circular:  # it is part of what is being looked at just now
             return False
 
@@ -107,12 +119,19 @@ class Expander:
                 if branch is not None:
                     out.append(branch)
             self._check_count(out, number)
-        return out
+        return self._some(out)
+
+    def _some(self, branches: list[Branch], most: int = MAX_BRANCHES) -> list[Branch]:
+        """All of them, or MAX_BRANCHES where there are more than `most`."""
+        if len(branches) <= most:
+            return branches
+        self.is_partial = True
+        return [branches[place * len(branches) // MAX_BRANCHES] for place in range(MAX_BRANCHES)]
 
     def _check_count(self, branches: list[Branch], number: int) -> None:
-        if len(branches) > MAX_BRANCHES:
+        if len(branches) > MAX_COMBINED:
             raise Unenforceable(
-                f"combines into more than {MAX_BRANCHES} alternatives", pointer=self.document.shown(number)
+                f"combines into more than {MAX_COMBINED} alternatives", pointer=self.document.shown(number)
             )
 
     def _tidy(self, branch: Branch, depth: int = VOID_DEPTH) -> Branch | None:
@@ -211,8 +230,7 @@ class Expander:
                 )
             else:
                 branches += [done for branch in found if (done := self._tidy(branch)) is not None]
-        self._check_count(branches, number)
-        return [silent(branch) for branch in branches]
+        return [silent(branch) for branch in self._some(branches)]
 
     def _unevaluated(self, number: int, value: dict[str, Any], branches: list[Branch]) -> list[Branch]:
         """What no keyword of this schema or in it has looked at. A branch knows one way for its alternatives to hold;
@@ -231,6 +249,9 @@ class Expander:
         value = self.document.value(number)[keyword]
         if not isinstance(value, list) or not value:
             raise Unenforceable("must be a list of schemas", pointer=self.document.shown(number), keyword=keyword)
+        if len(value) > MAX_LISTED:
+            where = self.document.shown(number)
+            raise Unenforceable(f"lists more than {MAX_LISTED} alternatives", pointer=where, keyword=keyword)
         return [self.document.child(number, keyword, place) for place in range(len(value))]
 
     def all_of(self, number: int, keyword: str) -> list[Branch]:
@@ -241,8 +262,7 @@ class Expander:
 
     def any_of(self, number: int, keyword: str) -> list[Branch]:
         branches = [branch for child in self.children(number, keyword) for branch in self.schema(child)]
-        self._check_count(branches, number)
-        return branches
+        return self._some(branches, MAX_LISTED)
 
     def one_of(self, number: int, keyword: str) -> list[Branch]:
         children = self.children(number, keyword)
@@ -254,10 +274,11 @@ class Expander:
                     if other != child and self._overlap(branch, self.schema(other)):
                         kept = self._product(kept, self.schema(~other)[:MAX_NEGATIVE_CHOICES], number)
                 out += kept
-        self._check_count(out, number)
-        return out
+        return self._some(out, MAX_LISTED)
 
     def _overlap(self, branch: Branch, others: Iterable[Branch]) -> bool:
+        if self.is_partial:
+            return True
         for other in others:
             common = self._tidy(both(branch, other))
             if common is not None and self._with_values(common) is not None:
@@ -327,6 +348,12 @@ class Reader:
             raise self.wrong("a number that is not that large or small")
         return value
 
+    def bound(self, *, is_upper: bool) -> Decimal | None:
+        """None: beyond any number that is written."""
+        if isinstance(self.value, int | float) and abs(self.value) > LARGEST and (self.value > 0) == is_upper:
+            return None
+        return self.number_()
+
     def string(self) -> str:
         if not isinstance(self.value, str):
             raise self.wrong("a string")
@@ -378,20 +405,28 @@ def _enum(read: Reader) -> Branch:
 def _low(read: Reader) -> Branch:
     own = read.expander.document.value(read.number)
     is_open = own.get("exclusiveMinimum") is True  # as draft 4 has it
-    return Branch(range=Range(low=read.number_(), low_is_open=is_open))
+    return Branch(range=Range(low=read.bound(is_upper=False), low_is_open=is_open))
 
 
 def _high(read: Reader) -> Branch:
     own = read.expander.document.value(read.number)
-    return Branch(range=Range(high=read.number_(), high_is_open=own.get("exclusiveMaximum") is True))
+    return Branch(range=Range(high=read.bound(is_upper=True), high_is_open=own.get("exclusiveMaximum") is True))
 
 
 def _open_low(read: Reader) -> Branch:
-    return EVERYTHING if isinstance(read.value, bool) else Branch(range=Range(low=read.number_(), low_is_open=True))
+    return (
+        EVERYTHING
+        if isinstance(read.value, bool)
+        else Branch(range=Range(low=read.bound(is_upper=False), low_is_open=True))
+    )
 
 
 def _open_high(read: Reader) -> Branch:
-    return EVERYTHING if isinstance(read.value, bool) else Branch(range=Range(high=read.number_(), high_is_open=True))
+    return (
+        EVERYTHING
+        if isinstance(read.value, bool)
+        else Branch(range=Range(high=read.bound(is_upper=True), high_is_open=True))
+    )
 
 
 def _multiple(read: Reader) -> Branch:

@@ -23,8 +23,8 @@ QUOTE = '"\\""'
 MAX_EXACT_LENGTH = 16
 """Longest bound that is counted by states beside a pattern; above, the parts of the pattern get fixed shares of it."""
 
-MAX_PRODUCT = 3000
-"""States times characters of a text with several patterns that has a longest length."""
+MAX_PRODUCT = 1000
+"""States times characters of a text with patterns and a longest length; where there are more, texts are shorter."""
 
 _HEX = "[0-9a-fA-F]"
 _ESCAPE = rf'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] {_HEX} | [dD] [0-7]) {_HEX} {_HEX})'
@@ -123,7 +123,9 @@ class Texts:
 def _bounded(dfa: Dfa, most: int | None) -> Dfa:
     if most is None:
         return dfa
-    if most * len(dfa.rows) > MAX_PRODUCT:
+    if not dfa.is_empty and most * len(dfa.rows) > MAX_PRODUCT:
+        most = min(most, max(MAX_PRODUCT // len(dfa.rows), shortest(dfa) + 1))
+    if most * len(dfa.rows) > 4 * MAX_PRODUCT:
         raise Unenforceable(f"asks for a pattern in a text of at most {most} characters; it is too complex")
     return intersected(dfa, automaton(repeat(One(charset.ANY), 0, most)))
 

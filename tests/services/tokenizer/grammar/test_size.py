@@ -16,11 +16,13 @@ def num_rules(schema: Any) -> int:
     return to_ebnf("json_schema", json.dumps(schema), MAX_CHARACTERS).count("::=")
 
 
+def is_match(grammar: xgrammar.CompiledGrammar, text: str) -> bool:
+    matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
+    return matcher.accept_string(text) and matcher.is_terminated()
+
+
 def accepts(walker: Walker, schema: Any, value: Any) -> bool:
-    matcher = xgrammar.GrammarMatcher(
-        walker.compile("json_schema", json.dumps(schema)), terminate_without_stop_token=True
-    )
-    return matcher.accept_string(json.dumps(value, ensure_ascii=False)) and matcher.is_terminated()
+    return is_match(walker.compile("json_schema", json.dumps(schema)), json.dumps(value, ensure_ascii=False))
 
 
 def test_texts_that_must_differ_share_what_comes_behind_their_first_character(walker: Walker) -> None:
@@ -94,3 +96,35 @@ def test_components_come_behind_first() -> None:
     assert list(components([[1], [2], [1, 3], []])) == [[3], [1, 2], [0]]
     chain = [[n + 1] for n in range(5000)] + [[0]]
     assert [len(group) for group in components(chain)] == [5001]
+
+
+def test_of_too_many_combinations_some_are_taken(walker: Walker) -> None:
+    least, most = [{"minLength": n} for n in range(20)], [{"maxLength": n} for n in range(30, 50)]
+    schema = {"type": "string", "allOf": [{"anyOf": least}, {"anyOf": most}]}
+    assert accepts(walker, schema, "x" * 25)
+    assert not accepts(walker, schema, "x" * 50)
+    # what is not known of one alternative may not pass as being no other's
+    exclusive = {"oneOf": [{"type": "string", "maxLength": 3}, schema]}
+    assert not accepts(walker, exclusive, "abc")
+
+
+def test_more_listed_alternatives_than_can_be_combined_are_all_taken(walker: Walker) -> None:
+    schema = {"anyOf": [{"type": "array", "prefixItems": [{"const": n}], "minItems": 1} for n in range(300)]}
+    assert accepts(walker, schema, [0])
+    assert accepts(walker, schema, [299])
+    assert not accepts(walker, schema, [400])
+
+
+def test_a_text_whose_pattern_and_length_are_too_much_is_kept_shorter(walker: Walker) -> None:
+    pattern = "^(" + "|".join(f"{letter}{letter}x+" for letter in "abcd") + ")*$"
+    schema = {"type": "string", "pattern": pattern, "not": {"pattern": "xxxx"}, "maxLength": 900}
+    assert num_rules(schema) < 1500
+    assert accepts(walker, schema, "aaxbbxx")
+    assert not accepts(walker, schema, "aaxxxx")
+
+
+def test_bounds_beyond_any_number_are_none(walker: Walker) -> None:
+    schema = {"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}
+    assert accepts(walker, schema, 5)
+    assert accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 3)
+    assert not accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 2)
