@@ -84,7 +84,7 @@ class CudaExecutor:
         self._placed: DecodeSet | None = None
         self._grouped: DecodeSet | None = None
         self._has_groups = False
-        self._preparation = Preparation(self._parts())
+        self._preparation = Preparation(self._compile, self._parts())
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -102,6 +102,12 @@ class CudaExecutor:
     @torch.inference_mode()
     def prepare(self) -> bool:
         return self._preparation.go_on()
+
+    def _compile(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread
+        for size in self._decode_buckets.sizes:
+            self._sampler.compile(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size])
 
     def _parts(self) -> Iterator[Callable[[], None]]:
         """Steps with chunks, decode with prefixes that are shared, rows that are sampled, rows under a grammar."""

@@ -1,5 +1,7 @@
 """What later steps would have to compile or capture first, in small parts for the time in which there is no step."""
 
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -9,19 +11,30 @@ import torch
 from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.grammar.matcher import mask_width
 
+log = logging.getLogger(__name__)
+
 RUNS = 2
 """The first compiles, the second captures."""
 
 
 class Preparation:
     """Parts of some ten milliseconds each, the most likely to be needed first. A part is run with rows that have no
-    sequence, so that it changes nothing that a sequence could see."""
+    sequence, so that it changes nothing that a sequence could see.
 
-    def __init__(self, parts: Iterator[Callable[[], None]]) -> None:
+    compile_: what takes seconds; runs on a thread of its own, and no part before it is done."""
+
+    def __init__(self, compile_: Callable[[], None], parts: Iterator[Callable[[], None]]) -> None:
+        self._compiling = threading.Thread(target=self._compile, args=(compile_,), name="compile", daemon=True)
+        self._has_begun = False
         self._parts = deque(parts)
 
     def go_on(self) -> bool:
         """Does the next part; whether there are more."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._compiling.start()
+        if self._compiling.is_alive():
+            return True
         if self._parts:
             part = self._parts.popleft()
             for _ in range(RUNS):
@@ -29,6 +42,13 @@ class Preparation:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
         return bool(self._parts)
+
+    @staticmethod
+    def _compile(compile_: Callable[[], None]) -> None:
+        try:
+            compile_()
+        except Exception:  # whoever needs the kernels will be told
+            log.exception("compiling ahead")
 
 
 def no_masks(vocab_size: int) -> Masks:

@@ -85,6 +85,12 @@ class SeatSampler:
         else:
             self._run(logits, seats, tokens, graphs, is_greedy=is_greedy)
 
+    def compile(self, logits: Tensor, seats: Tensor, tokens: Tensor) -> None:
+        """Compiles what rows that are sampled need, which takes longer than all other kernels together; from any
+        thread."""
+        for kernel in (sample, sample_filtered):
+            kernel(logits, seats, self._table, self._sample, tokens, compile_only=True)
+
     def prepare(self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs) -> None:
         """Runs what rows that are sampled need, with rows that have no seat."""
         self._run(logits, seats, tokens, graphs, is_greedy=False)

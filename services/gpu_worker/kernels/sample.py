@@ -21,6 +21,7 @@ from torch import Tensor
 
 from services.gpu_worker.kernels.argmax import NO_TOKEN, likeliest, load_logits
 from services.gpu_worker.kernels.arrival import is_last
+from services.gpu_worker.kernels.launcher import launcher
 from services.gpu_worker.kernels.sampling_table import GREEDY_BELOW, SamplingTable
 
 BLOCK = 2048
@@ -283,7 +284,15 @@ def _sample_kernel(  # type: ignore[no-untyped-def]
         tl.store(tokens_ptr + row, token)
 
 
-def sample(logits: Tensor, seats: Tensor, table: SamplingTable, scratch: SampleScratch, tokens: Tensor) -> Tensor:
+def sample(
+    logits: Tensor,
+    seats: Tensor,
+    table: SamplingTable,
+    scratch: SampleScratch,
+    tokens: Tensor,
+    *,
+    compile_only: bool = False,
+) -> Tensor:
     """Fills tokens int32 [B], except for rows with filters, which `sample_filtered` finishes.
 
     logits: [B, V], float, as penalties, biases and masks left them; rows may be apart. seats: int32 [B], which entry
@@ -292,7 +301,7 @@ def sample(logits: Tensor, seats: Tensor, table: SamplingTable, scratch: SampleS
     num_blocks = triton.cdiv(vocab_size, scratch.block)
     assert logits.stride(1) == 1 and seats.shape == tokens.shape == (num_rows,)
     assert scratch.tops.shape[0] >= num_rows and scratch.tops.shape[1] == num_blocks
-    _sample_kernel[(num_blocks, num_rows)](
+    launcher(_sample_kernel, (num_blocks, num_rows), compile_only=compile_only)(
         tokens,
         logits,
         seats,

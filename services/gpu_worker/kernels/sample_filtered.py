@@ -21,6 +21,7 @@ from torch import Tensor
 
 from services.gpu_worker.kernels.argmax import load_logits
 from services.gpu_worker.kernels.arrival import is_last
+from services.gpu_worker.kernels.launcher import launcher
 from services.gpu_worker.kernels.sample import LOG2_E, SampleScratch, at, look_up, uniform
 from services.gpu_worker.kernels.sampling_table import SamplingTable
 
@@ -423,7 +424,13 @@ def _search_and_draw(  # type: ignore[no-untyped-def]
 
 
 def sample_filtered(
-    logits: Tensor, seats: Tensor, table: SamplingTable, scratch: SampleScratch, tokens: Tensor
+    logits: Tensor,
+    seats: Tensor,
+    table: SamplingTable,
+    scratch: SampleScratch,
+    tokens: Tensor,
+    *,
+    compile_only: bool = False,
 ) -> Tensor:
     """Fills tokens at the rows that `sample`, called before with the same arguments, left; two launches."""
     num_rows, vocab_size = logits.shape
@@ -434,7 +441,7 @@ def sample_filtered(
     assert logits.stride(1) == 1 and seats.shape == tokens.shape == (num_rows,)
     assert scratch.histogram.shape[0] >= num_rows
     grid = (num_blocks, num_rows)
-    _find_bins_kernel[grid](
+    launcher(_find_bins_kernel, grid, compile_only=compile_only)(
         logits,
         seats,
         table.temperature,
@@ -457,7 +464,7 @@ def sample_filtered(
         BINS=bins,
         num_warps=8,
     )
-    _finish_kernel[grid](
+    launcher(_finish_kernel, grid, compile_only=compile_only)(
         tokens,
         logits,
         seats,
