@@ -29,8 +29,8 @@ PLACES = 8
 TIMES = 5
 BOUND = 4.0
 LEEWAY_S = 1.0
-"""How much longer the slowest of a hundred that are taken may be under way than when the places are just full. It would be
-no longer, did not those who are turned away, their clients and the workers share the cores of one machine here."""
+"""How much longer the slowest of a hundred that are taken may be under way than when the places are just full. It would
+be no longer, did not those who are turned away, their clients and the workers share the cores of one machine here."""
 
 ALLOWED_MIB = 8.0
 """Growth of a process over the run; a queue without a bound would take more within seconds."""
