@@ -24,6 +24,9 @@ characters as they are written: an escape is two, and a JSON string full of them
 MAX_COUNTING_RULES = 256
 """Of one grammar. Runs for which there is no room are left to xgrammar."""
 
+MAX_LITERAL = 2**15
+"""Characters of one text: a state is made for each of its bytes."""
+
 MAX_SHARED_LOOP = 48
 """States of a loop in an automaton that is looked for among those of other automata."""
 
@@ -104,7 +107,9 @@ class Rules:
 
 
 def literal(text: str) -> str:
-    """An expression for exactly this text."""
+    """An expression for exactly this text. Raises Unenforceable for one that is very long."""
+    if len(text) > MAX_LITERAL:
+        raise Unenforceable(f"has a name or value of {len(text)} characters, more than {MAX_LITERAL}")
     return '"' + "".join(map(_quoted, text)) + '"' if text else EMPTY
 
 

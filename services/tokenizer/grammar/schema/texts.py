@@ -60,12 +60,10 @@ class Texts:
                 fitting = shrunk(pattern, most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
                     return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
-        dfa = self._automaton(asked, excluded, most, asked.formats)
-        if dfa.is_empty and asked.formats:  # a format is an annotation: it narrows only what it leaves something of
-            dfa = self._automaton(asked, excluded, most, ())
-        if dfa.is_empty:
-            return None
-        return self._of_automaton(dfa, most)
+        content = self._within(self._automaton(asked, excluded, asked.formats), most)
+        if content is None and asked.formats:  # a format is an annotation: it narrows only what it leaves something of
+            content = self._within(self._automaton(asked, excluded, ()), most)
+        return content
 
     def is_open(self, asked: Text, excluded: list[str]) -> bool:
         """Whether there is such a text."""
@@ -73,7 +71,7 @@ class Texts:
             return False
         if not asked.patterns and not asked.excluded_patterns and not excluded:
             return True
-        dfa = self._automaton(asked, excluded, None, ())
+        dfa = self._automaton(asked, excluded, ())
         return not dfa.is_empty and (asked.most is None or shortest(dfa) <= asked.most)
 
     def key(self, dfa: Dfa) -> str:
@@ -82,7 +80,7 @@ class Texts:
 
     def automaton(self, asked: Text) -> Dfa:
         """What the text may be, formats aside."""
-        return _bounded(self._automaton(asked, [], asked.most, ()), asked.most)
+        return _bounded(self._automaton(asked, [], ()), asked.most)
 
     def _plain(self, least: int, most: int | None) -> str:
         if most is None:
@@ -99,7 +97,7 @@ class Texts:
             self._rules.define(name, f"{_PLAIN}* ({QUOTE} | {_ESCAPE} {name})")
         return self._rest_name
 
-    def _automaton(self, asked: Text, excluded: list[str], most: int | None, formats: tuple[str, ...]) -> Dfa:
+    def _automaton(self, asked: Text, excluded: list[str], formats: tuple[str, ...]) -> Dfa:
         parts = [FORMATS.search(source) for source in asked.patterns]
         parts += [FORMATS.automaton(name) for name in formats]
         if asked.least or not parts:
@@ -109,15 +107,17 @@ class Texts:
             dfa = subtracted(dfa, FORMATS.search(source))
         for text in excluded:
             dfa = subtracted(dfa, automaton(literal(text)))
-        if most is not None and not _may_end_anywhere(dfa):
-            dfa = _bounded(dfa, most)
         return dfa
 
-    def _of_automaton(self, dfa: Dfa, most: int | None) -> str:
-        if most is not None and _may_end_anywhere(dfa) and most * len(dfa.rows) > MAX_COUNTING_RULES:
+    def _within(self, dfa: Dfa, most: int | None) -> str | None:
+        """For a whole JSON string that the automaton describes, of so many characters at most; None: there is none."""
+        if dfa.is_empty:
+            return None
+        if most and _may_end_anywhere(dfa) and most * len(dfa.rows) > MAX_COUNTING_RULES:
             content = self._rules.add(automaton_rule(dfa, self._rules, is_json=True), max_chars=most)
             return f"{QUOTE} {content} {QUOTE}"
-        return self.key(_bounded(dfa, most))
+        dfa = _bounded(dfa, most)
+        return None if dfa.is_empty else self.key(dfa)
 
 
 def _bounded(dfa: Dfa, most: int | None) -> Dfa:

@@ -75,6 +75,7 @@ HOSTILE = {
     "ebnf broken": of("ebnf", "root ::= ("),
     "ebnf zeros": of("ebnf", "root ::= \0"),
     "choices": of("choice", json.dumps([f"c{i}" for i in range(50_000)])),
+    "long key": of("json_schema", json.dumps({"properties": {"k" * 10**6: {"type": "null"}}})),
     "tag": of("structural_tag", '{"format":' * 3000 + "{}" + "}" * 3000),
     "number": of("json_schema", '{"multipleOf":' + "9" * 5000 + "}"),
     "parts deep": of("grammar", '{"type":"sequence","items":[' * 5000 + '"a"' + "]}" * 5000),
