@@ -84,7 +84,7 @@ class CudaExecutor:
         self._placed: DecodeSet | None = None
         self._grouped: DecodeSet | None = None
         self._has_groups = False
-        self._preparation = Preparation(self._compile, self._parts())
+        self._preparation = Preparation(self._mixed_parts(), self._compile, self._decode_parts())
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -98,6 +98,7 @@ class CudaExecutor:
                 self.choose(size, [], None)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
+        self._try_mixed(1, has_groups=False)  # no request can do without a prefill
 
     @torch.inference_mode()
     def prepare(self) -> bool:
@@ -109,15 +110,18 @@ class CudaExecutor:
         for size in self._decode_buckets.sizes:
             self._sampler.compile(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size])
 
-    def _parts(self) -> Iterator[Callable[[], None]]:
-        """Steps with chunks, decode with prefixes that are shared, rows that are sampled, rows under a grammar."""
+    def _mixed_parts(self) -> Iterator[Callable[[], None]]:
+        """Steps with chunks."""
         for has_groups in (False, True):
             for size in self._row_buckets.sizes:
-                yield partial(self._try_mixed, size, has_groups)
+                yield partial(self._try_mixed, size, has_groups=has_groups)
+
+    def _decode_parts(self) -> Iterator[Callable[[], None]]:
+        """Decode with prefixes that are shared, rows that are sampled, rows under a grammar."""
         for size in self._decode_buckets.sizes:
             yield partial(self._try_decode, size)
 
-    def _try_mixed(self, num_rows: int, has_groups: bool) -> None:
+    def _try_mixed(self, num_rows: int, *, has_groups: bool) -> None:
         self._staging.next_step()
         num_tiles = self._rows.most_tiles(num_rows, min(num_rows, MOST_CAPTURED_CHUNKS))
         self._placed = None

@@ -21,27 +21,30 @@ class Preparation:
     """Parts of some ten milliseconds each, the most likely to be needed first. A part is run with rows that have no
     sequence, so that it changes nothing that a sequence could see.
 
-    compile_: what takes seconds; runs on a thread of its own, and no part before it is done."""
+    compile_: what takes seconds; runs on a thread of its own from the first part on. last: parts that need it."""
 
-    def __init__(self, compile_: Callable[[], None], parts: Iterator[Callable[[], None]]) -> None:
+    def __init__(
+        self, parts: Iterator[Callable[[], None]], compile_: Callable[[], None], last: Iterator[Callable[[], None]]
+    ) -> None:
         self._compiling = threading.Thread(target=self._compile, args=(compile_,), name="compile", daemon=True)
         self._has_begun = False
-        self._parts = deque(parts)
+        self._parts, self._last = deque(parts), deque(last)
 
     def go_on(self) -> bool:
         """Does the next part; whether there are more."""
         if not self._has_begun:
             self._has_begun = True
             self._compiling.start()
-        if self._compiling.is_alive():
+        left = self._parts or self._last
+        if not self._parts and self._compiling.is_alive():
             return True
-        if self._parts:
-            part = self._parts.popleft()
+        if left:
+            part = left.popleft()
             for _ in range(RUNS):
                 part()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-        return bool(self._parts)
+        return bool(self._parts or self._last)
 
     @staticmethod
     def _compile(compile_: Callable[[], None]) -> None:
