@@ -85,13 +85,13 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
     grammars = GrammarLibrary(context.bus, vocabulary, engine.wake, settings.grammar_memory_mb << 20)
     context.bus.outbox.delete(plan_stream(context.instance))
     await context.bus.outbox.flush()
+    asked = await context.bus.newest_id(control_stream(context.instance))  # what is asked from now on is for this process
     tasks = [asyncio.create_task(context.registry.run(), name="registry")]
     engine.start()
     try:
         await _until_first([engine.ready, *tasks])
         assert executor is not None
         metrics.PAGES.set(executor.num_pages)
-        asked = await context.bus.newest_id(control_stream(context.instance))
         settle_heap()
         context.registry.update(is_ready=True, model=settings.model_name, max_model_len=executor.max_model_len)
         grammars.warm_up()

@@ -132,6 +132,7 @@ async def test_ends_within_the_limit(grammars: GrammarService, name: str) -> Non
             "regex states",
             "regex repeats",
             "tiny number",
+            "power",
             "ebnf repeats",
             *SERVED_PARTS,
         )
