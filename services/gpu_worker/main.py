@@ -85,7 +85,8 @@ async def serve(context: Context, settings: Settings, load: Load = load_executor
     grammars = GrammarLibrary(context.bus, vocabulary, engine.wake, settings.grammar_memory_mb << 20)
     context.bus.outbox.delete(plan_stream(context.instance))
     await context.bus.outbox.flush()
-    asked = await context.bus.newest_id(control_stream(context.instance))  # what is asked from now on is for this process
+    # What is asked from now on is for this process.
+    asked = await context.bus.newest_id(control_stream(context.instance))
     tasks = [asyncio.create_task(context.registry.run(), name="registry")]
     engine.start()
     try:
