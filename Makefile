@@ -18,14 +18,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Tests of parts side by side, with one thread of torch's each; then those of the whole system, which want all cores.
+# Those that take minutes each are for `make test-long`.
+LONG := tests/endurance tests/chaos/test_standby.py tests/e2e/test_manual.py
 ifeq ($(strip $(ARGS)),)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/sapwood tests/services tests/shared && \
-	$(BIN)/python -m pytest tests/e2e tests/chaos tests/endurance tests/gpu
+	$(BIN)/python -m pytest tests/e2e tests/chaos tests/gpu $(addprefix --ignore=,$(LONG))
 else
 PYTEST = $(BIN)/python -m pytest $(ARGS)
 endif
 
-.PHONY: serve test check format clean
+.PHONY: serve test test-long check format clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/serve.stamp
@@ -33,6 +35,9 @@ serve: $(VENV)/serve.stamp
 
 test: $(VENV)/test.stamp
 	$(PYTEST)
+
+test-long: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(LONG)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .

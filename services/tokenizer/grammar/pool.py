@@ -157,7 +157,8 @@ class Child:
                 raise TimeoutError
             return msgspec.msgpack.decode(ours.recv_bytes(), type=Ready)
         except (OSError, EOFError, msgspec.DecodeError) as error:
-            log.error("a compiling process did not start: %r", error)
+            if not self._is_closed:  # else it was ended with the service
+                log.error("a compiling process did not start: %r", error)
             self._drop()
             raise InternalError("no process to compile the grammar could be started") from None
 
