@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 
+import numpy as np
+
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.masks import MaskPool, Masks
@@ -21,8 +23,8 @@ MAX_RUN = 128
 
 class Constraints:
     """Looks ahead whenever a token is known: a run that the grammar forces is appended to sequence.token_ids, and
-    where the answer is whole and nothing may follow, sequence.ends is set. Neither is looked for where a mask allows
-    very many tokens."""
+    where the answer is whole and nothing may follow, sequence.ends is set. Neither is looked for where a mask leaves a
+    choice of the next byte."""
 
     def __init__(self, grammars: Grammars, pool: Pool, num_seats: int, *, forces_runs: bool) -> None:
         self._grammars = grammars
@@ -67,24 +69,29 @@ class Constraints:
     def go_on(self, known: Many[tuple[Sequence, int]]) -> "list[tuple[Sequence, array[int] | InternalError]]":
         """Takes sampled tokens that are no stop ids and looks ahead: those of the sequences that have a run or end now,
         with their runs, or with what went wrong. The masks of the others are filled."""
+        if not known:
+            return []
+        guides = _guides([sequence for sequence, _ in known])
+        try:
+            accepted = Guide.accept_many([guide for _, guide in guides], [token_id for _, token_id in known])
+        except InternalError as error:
+            return [(sequence, error) for sequence, _ in known]
         results: list[tuple[Sequence, array[int] | InternalError]] = []
         there: list[Sequence] = []
-        for sequence, token_id in known:
-            guide = sequence.guide
-            assert guide is not None
-            try:
-                if not guide.accept(token_id):
-                    raise InternalError(f"token {token_id} was sampled, which the grammar does not allow")
-            except InternalError as error:
-                results.append((sequence, error))
-            else:
+        for (sequence, token_id), is_accepted in zip(known, accepted, strict=True):
+            if is_accepted:
                 sequence.token_ids.append(token_id)
                 there.append(sequence)
+            else:
+                refusal = InternalError(f"token {token_id} was sampled, which the grammar does not allow")
+                results.append((sequence, refusal))
         if not there:
             return results
         self.fill(there)
         assert self._masks is not None
-        for sequence in itertools.compress(there, self._masks.are_narrow([one.seat for one in there]).tolist()):
+        seats = np.fromiter((one.seat for one in there), np.int64, len(there))
+        decided = self._grammars.vocabulary.are_decided(self._masks.bits, seats)
+        for sequence in itertools.compress(there, decided.tolist()):
             try:
                 assert sequence.guide is not None
                 run = self._look_ahead(sequence, sequence.guide)
@@ -118,7 +125,7 @@ class Constraints:
     def masks(self, rows: list[int], sequences: Many[Sequence]) -> Masks:
         """The filled masks for these rows of a step's logits."""
         assert self._masks is not None
-        return self._masks.take(rows, [one.seat for one in sequences])
+        return Masks(rows, self._masks.of([one.seat for one in sequences]))
 
 
 def _guides(sequences: Many[Sequence]) -> list[tuple[int, Guide]]:

@@ -33,8 +33,8 @@ class DecodeSet:
         self._first: I32 = np.fromiter((one.num_sampled for one in sequences), np.int32, size)
         self._limits: I32 = np.fromiter((one.max_tokens for one in sequences), np.int32, size)
         self._stop_ids = _stop_ids(sequences)
-        self._shards: I32 = np.fromiter((one.shard for one in sequences), np.int32, size)
-        self._by_shard = [(int(shard), np.flatnonzero(self._shards == shard)) for shard in np.unique(self._shards)]
+        shards = [one.shard for one in sequences]
+        self._by_shard = [(shard, np.flatnonzero(np.equal(shards, shard))) for shard in sorted(set(shards))]
 
     def has(self, row: int) -> bool:
         """Whether the row's sequence is still there."""
@@ -101,6 +101,10 @@ def _stop_ids(sequences: list[Sequence]) -> I32 | None:
     if not width:
         return None
     table = np.full((len(sequences), width), _NO_STOP, np.int32)
+    different = {one.stop_token_ids for one in sequences}
+    if len(different) == 1:
+        table[:] = list(different.pop())
+        return table
     for row, one in zip(table, sequences, strict=True):
         row[: len(one.stop_token_ids)] = list(one.stop_token_ids)
     return table

@@ -149,7 +149,7 @@ class StepAttention:
                 rows.part_firsts,
                 rows.part_starts,
                 rows.part_counts,
-                rows.tiles(self._num_tiles),
+                rows.tiles,
                 rows.num_tiles,
                 out,
                 self._page_size,

@@ -14,7 +14,7 @@ from services.gpu_worker.cuda.attention import StepAttention
 from services.gpu_worker.cuda.buckets import Buckets
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.graphs import Graphs
-from services.gpu_worker.cuda.preparation import RUNS, Preparation, no_masks
+from services.gpu_worker.cuda.preparation import RUNS, Preparation
 from services.gpu_worker.cuda.sampling import SeatSampler
 from services.gpu_worker.cuda.seats import Seats
 from services.gpu_worker.cuda.staging import Staging
@@ -30,6 +30,11 @@ from services.gpu_worker.sequence import Sequence
 from services.gpu_worker.step import PREFILL_SHARE
 
 I32 = npt.NDArray[np.int32]
+
+Shape = tuple[int, int, int]
+"""Of a pass with chunks: rows, parts, tiles."""
+
+_ROW, _SEAT = 0, 1  # of what `StepRows.logits` says
 
 RUN_AHEAD = 1
 MOST_CAPTURED_ROWS = 1024
@@ -108,7 +113,7 @@ class CudaExecutor:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
         for size in self._decode_buckets.sizes:
-            self._sampler.compile(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size])
+            self._sampler.compile(self._logits[:size], self._rows.logits[_SEAT, :size], self._tokens[:size])
 
     def _mixed_parts(self) -> Iterator[Callable[[], None]]:
         """Steps with chunks."""
@@ -123,11 +128,11 @@ class CudaExecutor:
 
     def _try_mixed(self, num_rows: int, *, has_groups: bool) -> None:
         self._staging.next_step()
-        num_tiles = self._rows.most_tiles(num_rows, min(num_rows, MOST_CAPTURED_CHUNKS))
         self._placed = None
-        self._rows.set_mixed(np.empty(0, np.int32), [], num_rows, 1, num_tiles, self._staging)
+        shape = self._captured_shape(num_rows)
+        self._rows.set_mixed(np.empty(0, np.int32), [], *shape, self._staging)
         with self._with_groups(has_groups):
-            self._run_captured_mixed(num_rows, num_tiles)
+            self._run_captured_mixed(shape)
 
     def _try_decode(self, size: int) -> None:
         self._staging.next_step()
@@ -135,10 +140,8 @@ class CudaExecutor:
         self._rows.set_decode(np.empty(0, np.int32), size, self._staging)
         with self._with_groups(True):
             self._forward_decode(size)
-        self._rows.set_mixed(np.empty(0, np.int32), [], size, size, 0, self._staging)
         self._run_head(size)
-        self._sampler.prepare(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size], self._graphs)
-        self.choose(size, [], no_masks(self.vocab_size))
+        self._sampler.prepare(self._logits[:size], self._rows.logits[_SEAT, :size], self._tokens[:size], self._graphs)
 
     @contextmanager
     def _with_groups(self, has_groups: bool) -> Iterator[None]:
@@ -150,11 +153,11 @@ class CudaExecutor:
     def run_largest_step(self) -> None:
         """Takes as much memory as any step can, with rows that write nothing."""
         num_rows = self._rows.max_rows
-        num_tiles = self._rows.most_tiles(num_rows, 1)
+        shape = (num_rows, 1, self._rows.most_tiles(num_rows, 1))
         self._staging.next_step()
-        self._rows.set_mixed(np.empty(0, np.int32), [], num_rows, self.num_seats, num_tiles, self._staging)
+        self._rows.set_mixed(np.empty(0, np.int32), [], *shape, self._staging)
         for longest in (1, None):  # both kernels are compiled before there are requests
-            self._mixed_pass(num_rows, 0, num_tiles, longest)
+            self._mixed_pass(shape, 0, longest)
         self._head_pass(self.num_seats)
         self.choose(self.num_seats, [], None)
 
@@ -203,6 +206,7 @@ class CudaExecutor:
 
     def _decode_pass(self, size: int) -> None:
         rows = self._rows
+        rows.arrange(size, 0, 0)
         rows.begin(size, has_chunks=False)
         self._attention.begin(rows, num_decode=size, num_tiles=0, has_groups=self._has_groups)
         hidden = self._model.forward(rows, size, self._attention, self._seats.page_tables, self._pool)
@@ -216,31 +220,39 @@ class CudaExecutor:
         num_tokens = num_decode + sum(len(chunk.step.token_ids) for chunk in chunks)
         num_wanted = num_decode + sum(chunk.step.wants_logits for chunk in chunks)
         is_small = num_tokens <= MOST_CAPTURED_ROWS and len(chunks) <= MOST_CAPTURED_CHUNKS
-        num_rows = self._row_buckets.fill(num_tokens) if is_small else num_tokens
-        num_parts = min(num_rows, MOST_CAPTURED_CHUNKS) if is_small else len(chunks)
-        num_logit_rows = self._decode_buckets.fill(max(num_wanted, 1))
-        num_tiles = self._rows.most_tiles(num_rows, num_parts)
-        self._rows.set_mixed(decode.seats, chunks, num_rows, num_logit_rows, num_tiles, self._staging)
         if is_small:
-            self._run_captured_mixed(num_rows, num_tiles)
+            shape = self._captured_shape(num_tokens)
         else:
-            longest = max(chunk.step.end for chunk in chunks)
-            self._mixed_pass(num_rows, num_decode, num_tiles, longest)
+            shape = (num_tokens, len(chunks), self._rows.most_tiles(num_tokens, len(chunks)))
+        self._rows.set_mixed(decode.seats, chunks, *shape, self._staging)
+        if is_small:
+            self._run_captured_mixed(shape)
+        else:
+            self._mixed_pass(shape, num_decode, max(chunk.step.end for chunk in chunks))
+        num_logit_rows = self._decode_buckets.fill(max(num_wanted, 1))
         if num_wanted:
             self._run_head(num_logit_rows)
         return num_logit_rows
 
-    def _run_captured_mixed(self, num_rows: int, num_tiles: int) -> None:
+    def _captured_shape(self, num_tokens: int) -> Shape:
+        """Of the captured pass that takes so many tokens, in up to MOST_CAPTURED_CHUNKS chunks."""
+        num_rows = self._row_buckets.fill(num_tokens)
+        num_parts = min(num_rows, MOST_CAPTURED_CHUNKS)
+        return num_rows, num_parts, self._rows.most_tiles(num_rows, num_parts)
+
+    def _run_captured_mixed(self, shape: Shape) -> None:
         """A captured pass may find any number of sequences in decode among its rows."""
-        key = ("mixed", num_rows, self._has_groups)
-        self._graphs.run(key, lambda: self._mixed_pass(num_rows, num_rows, num_tiles))
+        key = ("mixed", *shape, self._has_groups)
+        self._graphs.run(key, lambda: self._mixed_pass(shape, shape[0]))
 
     def _run_head(self, num_logit_rows: int) -> None:
         self._graphs.run(("head", num_logit_rows), lambda: self._head_pass(num_logit_rows))
 
-    def _mixed_pass(self, num_rows: int, decode_rows: int, num_tiles: int, longest: int | None = None) -> None:
+    def _mixed_pass(self, shape: Shape, decode_rows: int, longest: int | None = None) -> None:
         """longest: see `StepAttention.begin`."""
         rows = self._rows
+        num_rows, _, num_tiles = shape
+        rows.arrange(*shape)
         rows.begin(num_rows, has_chunks=True)
         self._attention.begin(
             rows, num_decode=decode_rows, num_tiles=num_tiles, has_groups=self._has_groups, longest=longest
@@ -249,7 +261,7 @@ class CudaExecutor:
         self._hidden[:num_rows].copy_(hidden)
 
     def _head_pass(self, num_logit_rows: int) -> None:
-        hidden = self._hidden.index_select(0, self._rows.logit_rows[:num_logit_rows])
+        hidden = self._hidden.index_select(0, self._rows.logits[_ROW, :num_logit_rows])
         self._logits[:num_logit_rows].copy_(self._model.logits(hidden))
 
     def _set_groups(self, decode: DecodeSet) -> None:
@@ -272,7 +284,7 @@ class CudaExecutor:
         """Starts the choice of tokens and their way back; where they will be."""
         self._sampler.choose(
             self._logits[:num_rows],
-            self._rows.logit_seats[:num_rows],
+            self._rows.logits[_SEAT, :num_rows],
             self._tokens[:num_rows],
             states,
             masks,

@@ -5,11 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-
-from services.gpu_worker.grammar.masks import Masks
-from services.gpu_worker.grammar.matcher import mask_width
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +48,3 @@ class Preparation:
             compile_()
         except Exception:  # whoever needs the kernels will be told
             log.exception("compiling ahead")
-
-
-def no_masks(vocab_size: int) -> Masks:
-    """A mask for a row without a sequence."""
-    return Masks([0], np.zeros((1, mask_width(vocab_size)), np.int32))

@@ -12,6 +12,7 @@ from services.gpu_worker.cuda.seats import Seats
 from services.gpu_worker.cuda.special import SpecialSeats
 from services.gpu_worker.cuda.staging import Staging
 from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.grammar.matcher import mask_width
 from services.gpu_worker.kernels.adjust_logits import Masks as DeviceMasks
 from services.gpu_worker.kernels.adjust_logits import adjust_logits
 from services.gpu_worker.kernels.advance import SeatState, advance
@@ -41,7 +42,8 @@ class SeatSampler:
         self._argmax = ArgmaxScratch.allocate(max_rows, vocab_size, device)
         self._sample = SampleScratch.allocate(max_rows, vocab_size, device)
         self._special = SpecialSeats(len(seats.last_token), vocab_size, device)
-        self._device = device
+        self._mask_bits = torch.zeros(max_rows, mask_width(vocab_size), dtype=torch.int32, device=device)
+        self._mask_rows = torch.full((max_rows,), -1, dtype=torch.int32, device=device)
 
     def take(self, sequence: Sequence) -> None:
         self._special.take(sequence)
@@ -66,24 +68,17 @@ class SeatSampler:
         """logits float32 [L, V], changed; seats int32 [L]; tokens int32 [L] to be filled. states: of the first rows;
         the others have no seat."""
         has_penalties = any(state.has_penalties for state in states)
-        if (
-            masks is not None
-            or has_penalties
-            or any(state.sampling.logit_bias or state.sampling.min_tokens for state in states)
-        ):
-            adjust_logits(
-                logits,
-                seats,
-                self._state.output_index,
-                self._special.named,
-                self._special.penalties if has_penalties else None,
-                None if masks is None else self._to_device(masks, len(tokens), staging),
-            )
         is_greedy = all(state.is_greedy for state in states)
+        is_named = any(state.sampling.logit_bias or state.sampling.min_tokens for state in states)
+        if masks is not None:
+            self._load(masks, staging)
         if has_penalties:  # rare, and their buffers are not there from the start
-            self._choose(logits, seats, tokens, is_greedy=is_greedy, penalties=self._special.penalties)
+            penalties = self._special.penalties
+            self._adjust(logits, seats, penalties, has_masks=masks is not None)
+            self._choose(logits, seats, tokens, is_greedy=is_greedy, penalties=penalties)
         else:
-            self._run(logits, seats, tokens, graphs, is_greedy=is_greedy)
+            adjusts = "masks" if masks is not None else "named" if is_named else ""
+            self._run(logits, seats, tokens, graphs, adjusts=adjusts, is_greedy=is_greedy)
 
     def compile(self, logits: Tensor, seats: Tensor, tokens: Tensor) -> None:
         """Compiles what rows that are sampled need, which takes longer than all other kernels together; from any
@@ -92,12 +87,26 @@ class SeatSampler:
             kernel(logits, seats, self._table, self._sample, tokens, compile_only=True)
 
     def prepare(self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs) -> None:
-        """Runs what rows that are sampled need, with rows that have no seat."""
-        self._run(logits, seats, tokens, graphs, is_greedy=False)
+        """Runs what rows that are sampled or masked need, with rows that have no seat."""
+        for adjusts, is_greedy in (("", False), ("masks", True), ("masks", False)):
+            self._run(logits, seats, tokens, graphs, adjusts=adjusts, is_greedy=is_greedy)
 
-    def _run(self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs, *, is_greedy: bool) -> None:
-        key = ("greedy" if is_greedy else "random", len(tokens))
-        graphs.run(key, lambda: self._choose(logits, seats, tokens, is_greedy=is_greedy))
+    def _run(
+        self, logits: Tensor, seats: Tensor, tokens: Tensor, graphs: Graphs, *, adjusts: str, is_greedy: bool
+    ) -> None:
+        """adjusts: "masks", "named" (biases, barred stop ids) or empty."""
+
+        def run() -> None:
+            if adjusts:
+                self._adjust(logits, seats, None, has_masks=adjusts == "masks")
+            self._choose(logits, seats, tokens, is_greedy=is_greedy)
+
+        version = self._special.version if adjusts else 0
+        graphs.run(("greedy" if is_greedy else "random", adjusts, version, len(tokens)), run)
+
+    def _adjust(self, logits: Tensor, seats: Tensor, penalties: Penalties | None, *, has_masks: bool) -> None:
+        masks = DeviceMasks(self._mask_bits, self._mask_rows[: len(seats)]) if has_masks else None
+        adjust_logits(logits, seats, self._state.output_index, self._special.named, penalties, masks)
 
     def _choose(
         self, logits: Tensor, seats: Tensor, tokens: Tensor, *, is_greedy: bool, penalties: Penalties | None = None
@@ -109,8 +118,9 @@ class SeatSampler:
             sample_filtered(logits, seats, self._table, self._sample, tokens)
         advance(tokens, seats, self._state, penalties)
 
-    def _to_device(self, masks: Masks, num_rows: int, staging: Staging) -> DeviceMasks:
-        mask_rows = np.full(num_rows, -1, np.int32)
+    def _load(self, masks: Masks, staging: Staging) -> None:
+        """Brings masks to where graphs find them."""
+        mask_rows = np.full(len(self._mask_rows), -1, np.int32)
         mask_rows[masks.rows] = np.arange(len(masks.rows), dtype=np.int32)
-        bits = staging.to_device(masks.bits, self._device).view(masks.bits.shape)
-        return DeviceMasks(bits, staging.to_device(mask_rows, self._device))
+        staging.upload(self._mask_rows, mask_rows)
+        staging.upload(self._mask_bits, masks.bits)

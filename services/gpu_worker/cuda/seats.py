@@ -48,12 +48,6 @@ class Seats:
     def extend(self, sequence: Sequence) -> None:
         self._grown[sequence.seat] = sequence
 
-    def place(self, seats: I32, positions: I32, output_indices: I32, staging: Staging) -> None:
-        """Where sequences whose known tokens a step computes to the end stand, before their next token is sampled."""
-        at = staging.to_device(seats.astype(np.int64), self._device)
-        values = staging.to_device(np.stack([positions, output_indices]), self._device).view(2, -1)
-        self._numbers[_POSITION : _OUTPUT_INDEX + 1].index_copy_(1, at, values)
-
     def flush(self, staging: Staging) -> None:
         """Writes what has changed to the device."""
         if self._taken:

@@ -23,11 +23,14 @@ def is_special(state: SamplingState) -> bool:
 
 class SpecialSeats:
     """What the device has to know of them, written when such a sequence takes a seat. The buffers of penalties, which
-    are large, are made for the first sequence that has any."""
+    are large, are made for the first sequence that has any.
+
+    version: goes up when `named` is in other buffers."""
 
     def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
         self.named = NamedTokens.allocate(num_seats, _FEW_BIASES, _FEW_STOP_IDS, device)
         self.penalties: Penalties | None = None
+        self.version = 0
         self._num_seats = num_seats
         self._vocab_size = vocab_size
         self._device = device
@@ -124,3 +127,4 @@ class SpecialSeats:
         ):
             new.copy_(before)
         self.named = wider
+        self.version += 1

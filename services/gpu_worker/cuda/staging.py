@@ -16,6 +16,7 @@ class Staging:
         ]
         self._turn = 0
         self._used = 0
+        self._reserved: Tensor | None = None
 
     def next_step(self) -> None:
         self._turn = (self._turn + 1) % len(self._parts)
@@ -31,15 +32,30 @@ class Staging:
         source = self._place(values)
         return source.to(device, non_blocking=True) if device.type == "cuda" else source.clone()
 
+    def reserve(self, count: int) -> npt.NDArray[np.int32]:
+        """int32 [count], to be filled and then sent, once. What it holds before is anything."""
+        source = self._take(4 * count, torch.int32)
+        self._reserved = source
+        host: npt.NDArray[np.int32] = source.numpy()
+        return host
+
+    def send(self, host: npt.NDArray[np.int32], target: Tensor) -> None:
+        """Copies what was reserved last to the front of `target`."""
+        assert self._reserved is not None and len(self._reserved) == len(host)
+        target[: len(host)].copy_(self._reserved, non_blocking=True)
+        self._reserved = None
+
     def _place(self, values: npt.NDArray[np.generic]) -> Tensor:
-        values = np.ascontiguousarray(values)
+        flat = torch.from_numpy(np.ascontiguousarray(values).reshape(-1))
+        source = self._take(values.nbytes, flat.dtype)
+        source.copy_(flat)
+        return source
+
+    def _take(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
         part = self._parts[self._turn]
         start = -(-self._used // 16) * 16
-        end = start + values.nbytes
+        end = start + num_bytes
         if end > len(part):  # more than was planned for: take a part of its own, which torch keeps until it is copied
-            source = torch.from_numpy(values.reshape(-1).copy())
-            return source.pin_memory() if part.is_pinned() else source
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=part.is_pinned()).view(dtype)
         self._used = end
-        source = part[start:end].view(torch.from_numpy(values[:0].reshape(-1)).dtype)
-        source.copy_(torch.from_numpy(values.reshape(-1)))
-        return source
+        return part[start:end].view(dtype)

@@ -6,13 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.matcher import I32, Matcher, mask_width
-
-NARROW_WORDS = 256
-"""Some tokens begin with any given text, if it is not a space; the masks inside a string have nearly all words."""
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +37,15 @@ class MaskPool:
         """Begins to fill the rows of these (seat, guide). The result is there when they are filled."""
         return self._filler.submit(self.fill, guides)
 
-    def are_narrow(self, seats: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Whether the tokens of each of these rows, which must be filled, lie in few words of it: only those can be the
-        beginnings of one text, but for a text of one space."""
-        words: npt.NDArray[np.int64] = np.count_nonzero(self._bits[np.asarray(seats, np.int64)], axis=1)
-        return words <= NARROW_WORDS
+    @property
+    def bits(self) -> I32:
+        """[num_seats, mask_width(V)]: the rows themselves."""
+        return self._bits
 
-    def take(self, rows: list[int], seats: Sequence[int]) -> Masks:
-        """A copy of the seats' rows, which must be filled, for these places among the logits."""
-        return Masks(rows, self._bits[np.asarray(seats, np.int64)])
+    def of(self, seats: Sequence[int]) -> I32:
+        """A copy of the seats' rows, which must be filled."""
+        rows: I32 = self._bits[np.asarray(seats, np.int64)]
+        return rows
 
     def fill(self, guides: Sequence[tuple[int, Guide]]) -> None:
         """Fills them on this thread: for who has nothing else to do meanwhile, as it costs no change of threads."""

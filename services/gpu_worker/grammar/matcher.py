@@ -38,6 +38,10 @@ class Matcher(Protocol):
         """What must follow whatever is chosen; may end in the middle of a character."""
 
     @classmethod
+    def accept_many(cls, matchers: "Sequence[Self]", token_ids: Sequence[int]) -> list[bool]:
+        """`accept` for each of them. An error leaves it open which have gone on."""
+
+    @classmethod
     def fill_many(cls, matchers: "Sequence[Self]", bits: I32, rows: Sequence[int]) -> None:
         """Fills these rows of `bits`, one for each matcher, and holds no lock of Python's meanwhile."""
 

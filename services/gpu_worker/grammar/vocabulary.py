@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 NEUTRAL = b"\n"
 """Begins the context: at the start of a text some tokenizers put a space in front."""
+NO_TEXT = 256
+"""In place of a first byte: of special tokens and padding."""
+HEAD_WORDS = 64
+"""Part of a mask row that shows most choices: single bytes and short texts come first in most vocabularies."""
 REMEMBERED = 1024
 """Answers to the same question about forced text that are kept: grammars force the same few texts again and again."""
 
@@ -46,6 +50,7 @@ class Vocabulary:
         self._sorted = [text for text, _ in order]
         self._sorted_ids: I64 = np.array([token_id for _, token_id in order], np.int64)
         self._pairs = _byte_pairs(self._sorted)
+        self._first_bytes, self._others = _openings(self.token_bytes)
 
     def _info(self, stop_token_ids: tuple[int, ...]) -> "xgrammar.TokenizerInfo":
         """The vocabulary for xgrammar; one object for the same stop ids."""
@@ -65,6 +70,24 @@ class Vocabulary:
     def can_join(self, before: bytes, after: bytes) -> bool:
         """Whether there is a token that could lie across the border of these two texts, neither of them empty."""
         return bool(self._pairs[before[-1], after[0]])
+
+    def are_decided(self, masks: I32, rows: I64) -> npt.NDArray[np.bool_]:
+        """masks [M, mask_width(V)], rows [N] of it -> [N]: whether all tokens that a row allows begin with the same
+        byte, or have no text. A text, or the end, can be forced only where it is so."""
+        decided = ~self._have_choice(masks[rows, :HEAD_WORDS], self._others[:, :HEAD_WORDS])
+        left = decided.nonzero()[0]
+        whole = masks[rows[left]]
+        decided[left] = ~self._have_choice(whole, self._others) & whole.any(1)
+        return decided
+
+    def _have_choice(self, masks: I32, others: I32) -> npt.NDArray[np.bool_]:
+        """Whether rows, or the beginnings of rows, allow tokens that begin differently."""
+        words = (masks != 0).argmax(1)
+        lowest = masks[np.arange(len(masks)), words]
+        _, bits = np.frexp((lowest & -lowest).view(np.uint32))
+        firsts = self._first_bytes[np.maximum(words * 32 + bits - 1, 0)]
+        choice: npt.NDArray[np.bool_] = (masks & others[firsts]).any(1)
+        return choice
 
     def text_of(self, token_ids: Sequence[int]) -> bytes:
         return b"".join([self.token_bytes[token_id] for token_id in token_ids])
@@ -136,6 +159,13 @@ def _byte_pairs(tokens: Sequence[bytes]) -> npt.NDArray[np.bool_]:
     pairs = np.zeros((256, 256), np.bool_)
     pairs[text[:-1][is_within], text[1:][is_within]] = True
     return pairs
+
+
+def _openings(token_bytes: Sequence[bytes]) -> tuple[I64, I32]:
+    """Each token's first byte, and for each first byte a mask row of the tokens with another one."""
+    first_bytes = np.fromiter((text[0] if text else NO_TEXT for text in token_bytes), np.int64, len(token_bytes))
+    own = [mask_of((first_bytes == byte).nonzero()[0], len(token_bytes)) for byte in range(NO_TEXT + 1)]
+    return first_bytes, ~np.stack(own)
 
 
 def _without_half_character(text: bytes) -> bytes:

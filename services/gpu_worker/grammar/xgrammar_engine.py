@@ -74,13 +74,15 @@ class XGrammarCompiled:
 
 
 class XGrammarMatcher:
-    """barred: stop ids that masks leave out. handle: for batched calls, whose rows are to be passed through `tidy`."""
+    """barred: stop ids that masks leave out. handle: for batched calls, whose rows are to be passed through `tidy` if
+    is_untidy."""
 
     def __init__(self, handle: xgrammar.GrammarMatcher, vocab_size: int, barred: Sequence[int] = ()) -> None:
         self.handle = handle
         self.barred = tuple(barred)
         past_end = vocab_size % 32
         self._last_word = bit_of(past_end) - np.int32(1) if past_end else np.int32(-1)
+        self.is_untidy = bool(past_end or barred)
 
     def accept(self, token_id: int) -> bool:
         return token_id not in self.barred and bool(self.handle.accept_token(token_id))
@@ -108,10 +110,18 @@ class XGrammarMatcher:
             return bytes(error.object)
 
     @classmethod
+    def accept_many(cls, matchers: "Sequence[XGrammarMatcher]", token_ids: Sequence[int]) -> list[bool]:
+        if any(matcher.barred for matcher in matchers):
+            return [matcher.accept(token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
+        handles = [matcher.handle for matcher in matchers]
+        return xgrammar.BatchGrammarMatcher.batch_accept_token(handles, list(token_ids))
+
+    @classmethod
     def fill_many(cls, matchers: "Sequence[XGrammarMatcher]", bits: I32, rows: Sequence[int]) -> None:
         _filler().fill([matcher.handle for matcher in matchers], bits, list(rows))
         for row, matcher in zip(rows, matchers, strict=True):
-            matcher.tidy(bits[row])
+            if matcher.is_untidy:
+                matcher.tidy(bits[row])
 
 
 class _Filler:

@@ -38,10 +38,9 @@ def test_rows_are_those_that_each_guide_fills_alone(
     rng = random.Random(1)
     for _ in range(6):
         pool.start(guides).result()
-        taken = pool.take([4, 3, 2, 1, 0], seats)
-        assert taken.rows == [4, 3, 2, 1, 0]
+        taken = pool.of(seats)
         for i, (seat, guide) in enumerate(guides):
-            row = taken.bits[i].copy()
+            row = taken[i].copy()
             guide.is_filled = False
             guide.fill()
             assert (row == pool.row(seat)).all()
@@ -66,8 +65,8 @@ def test_taken_rows_do_not_change_with_the_pool() -> None:
     pool = MaskPool(2, toy.vocabulary().vocab_size)
     guides = guides_in(pool, [0], ())
     pool.start(guides).result()
-    taken = pool.take([3], [0])
-    before = taken.bits.copy()
+    taken = pool.of([0])
+    before = taken.copy()
     pool.row(0)[:] = 0
-    assert np.array_equal(taken.bits, before)
+    assert np.array_equal(taken, before)
     assert before.any()

@@ -1,12 +1,15 @@
 """The vocabulary as a worker loads it from the model's folder."""
 
 import itertools
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gpu_worker.grammar.matcher import mask_of, mask_width
 from services.gpu_worker.grammar.vocabulary import load_vocabulary
 from shared.errors import InternalError
 from tests.services.gpu_worker.grammar import toy
@@ -48,3 +51,37 @@ def test_texts_that_do_not_join_are_cut_alone(before: str, after: str) -> None:
         tokens = vocabulary.backend.encode(before + after, add_special_tokens=False).ids
         ends = list(itertools.accumulate(len(vocabulary.token_bytes[token]) for token in tokens))
         assert len(one) in ends
+
+
+def test_a_row_is_decided_where_all_its_tokens_begin_alike() -> None:
+    vocabulary = toy.vocabulary()
+    draw = random.Random(1)
+    first = {token_id: text[:1] for token_id, text in enumerate(vocabulary.token_bytes)}
+    rows, expected = [np.zeros(mask_width(vocabulary.vocab_size), np.int32)], [False]
+    for _ in range(300):
+        beginning = first[draw.randrange(vocabulary.vocab_size)]
+        alike = [token_id for token_id, byte in first.items() if byte == beginning]
+        chosen = set(draw.sample(alike, draw.randint(1, len(alike))))
+        chosen |= set(draw.sample(range(vocabulary.vocab_size), draw.choice([0, 0, 1, 3])))
+        rows.append(mask_of(sorted(chosen), vocabulary.vocab_size))
+        expected.append(len({first[token_id] for token_id in chosen}) == 1)
+    assert True in expected
+    masks, order = np.stack(rows), np.array(draw.sample(range(len(rows)), len(rows)))
+    assert vocabulary.are_decided(masks, order).tolist() == [expected[row] for row in order]
+
+
+@pytest.mark.parametrize("pattern", ['"name": ("Ada"|"Alan"|[0-9]+), "age": 7', "(é|ê|x)+ the lazy dog", "a|b"])
+def test_a_row_is_decided_wherever_a_text_or_the_end_is_forced(pattern: str) -> None:
+    vocabulary = toy.vocabulary()
+    for seed in range(20):
+        draw = random.Random(seed)
+        guide = toy.a_guide(toy.regex(pattern))
+        while True:
+            guide.fill()
+            choices = sorted(toy.allowed(guide.mask))
+            if guide.matcher.forced_text() or choices == [toy.END]:
+                assert vocabulary.are_decided(guide.mask[None], np.array([0])).all()
+            token = draw.choice(choices)
+            assert guide.accept(token)
+            if token == toy.END:
+                break
