@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.masks import MaskPool
-from services.gpu_worker.grammar.matcher import empty_mask
+from services.gpu_worker.grammar.matcher import empty_mask, empty_masks
 from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.tokenizer.grammar.compile import to_source
@@ -165,7 +165,7 @@ def measure(name: str, schema: Any, vocabulary: Vocabulary, stops: tuple[int, ..
 
 def fill_together(compiled: XGrammarCompiled, vocabulary: Vocabulary, stops: tuple[int, ...], num_rows: int) -> None:
     """Rows in different places of one grammar, as in a step."""
-    pool = MaskPool(num_rows, vocabulary.vocab_size)
+    pool = MaskPool(empty_masks(num_rows, vocabulary.vocab_size))
     draw = random.Random(2)
     guides = []
     for seat in range(num_rows):

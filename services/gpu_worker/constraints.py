@@ -2,7 +2,7 @@
 
 import itertools
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 
@@ -11,9 +11,8 @@ import numpy as np
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.masks import MaskPool, Masks
-from services.gpu_worker.grammar.matcher import Compiled
+from services.gpu_worker.grammar.matcher import I32, I64, Compiled
 from services.gpu_worker.sequence import Sequence
-from services.gpu_worker.step import Pool
 from shared.errors import InternalError, RequestError
 from shared.messages import FinishReason
 
@@ -26,10 +25,13 @@ class Constraints:
     where the answer is whole and nothing may follow, sequence.ends is set. Neither is looked for where a mask leaves a
     choice of the next byte."""
 
-    def __init__(self, grammars: Grammars, pool: Pool, num_seats: int, *, forces_runs: bool) -> None:
+    def __init__(
+        self, grammars: Grammars, vocab_size: int, make_masks: Callable[[], I32], *, forces_runs: bool
+    ) -> None:
+        """make_masks: memory for mask rows, asked for when the first grammar comes."""
         self._grammars = grammars
-        self._vocab_size = pool.vocab_size
-        self._num_seats = num_seats
+        self._vocab_size = vocab_size
+        self._make_masks = make_masks
         self._forces_runs = forces_runs
         self._waiting: dict[int, Sequence] = {}
         self._masks: MaskPool | None = None
@@ -55,7 +57,7 @@ class Constraints:
     def attach(self, sequence: Sequence, grammar: Compiled) -> "array[int]":
         """Gives the sequence its guide, replays its output, looks ahead; the run. Raises InternalError."""
         if self._masks is None:
-            self._masks = MaskPool(self._num_seats, self._vocab_size)
+            self._masks = MaskPool(self._make_masks())
         sequence.guide = Guide(
             grammar,
             sequence.sampling.stop_token_ids,
@@ -89,8 +91,7 @@ class Constraints:
             return results
         self.fill(there)
         assert self._masks is not None
-        seats = np.fromiter((one.seat for one in there), np.int64, len(there))
-        decided = self._grammars.vocabulary.are_decided(self._masks.bits, seats)
+        decided = self._grammars.vocabulary.are_decided(self._masks.bits, _seats(there))
         for sequence in itertools.compress(there, decided.tolist()):
             try:
                 assert sequence.guide is not None
@@ -125,7 +126,11 @@ class Constraints:
     def masks(self, rows: list[int], sequences: Many[Sequence]) -> Masks:
         """The filled masks for these rows of a step's logits."""
         assert self._masks is not None
-        return Masks(rows, self._masks.of([one.seat for one in sequences]))
+        return Masks(rows, _seats(sequences), self._masks.bits)
+
+
+def _seats(sequences: Many[Sequence]) -> I64:
+    return np.fromiter((one.seat for one in sequences), np.int64, len(sequences))
 
 
 def _guides(sequences: Many[Sequence]) -> list[tuple[int, Guide]]:

@@ -74,7 +74,9 @@ class Engine:
         """prefill_budget: prompt tokens of a step; mixed_budget: of one that other sequences wait for, None for as
         many."""
         self._executor = executor
-        self._constraints = Constraints(grammars or NoGrammars(), executor, executor.num_seats, forces_runs=forces_runs)
+        self._constraints = Constraints(
+            grammars or NoGrammars(), executor.vocab_size, executor.make_masks, forces_runs=forces_runs
+        )
         self._prefill_budget = prefill_budget
         self._mixed_budget = min(mixed_budget or prefill_budget, prefill_budget)
         self._clock = clock

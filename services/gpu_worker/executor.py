@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.grammar.matcher import empty_masks
 from services.gpu_worker.sampler import Sampler
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.sequence import Sequence
@@ -75,6 +76,9 @@ class Executor(Protocol):
     def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
         """Copies whole pages (source, target) of all layers, ahead of the next launch."""
 
+    def make_masks(self) -> I32:
+        """Memory for a mask row a seat [num_seats, mask_width(V)], from which masks are read; once."""
+
     def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> Launch:
         """Starts a step: one token of each sequence in `decode`, and the chunks. All keys and values of a layer are
         written before that layer attends. The same `decode` object means the same sequences as before."""
@@ -116,6 +120,9 @@ class StepExecutor:
 
     def copy_pages(self, pairs: Many[tuple[int, int]]) -> None:
         self._runner.copy_pages(pairs)
+
+    def make_masks(self) -> I32:
+        return empty_masks(self.num_seats, self.vocab_size)
 
     def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "StepLaunch":
         if decode is not self._decode:

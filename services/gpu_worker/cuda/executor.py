@@ -179,6 +179,9 @@ class CudaExecutor:
             storage = self._pool.storage
             copy_pages(storage.view(torch.uint8) if storage.element_size() == 1 else storage, places, count)
 
+    def make_masks(self) -> I32:
+        return self._sampler.make_masks()
+
     @torch.inference_mode()
     def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "CudaLaunch":
         self._staging.next_step()

@@ -4,6 +4,7 @@ nothing special."""
 from collections.abc import Sequence as Many
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +25,11 @@ from services.gpu_worker.kernels.sampling_table import SamplingTable
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.sequence import Sequence
 
+I32 = npt.NDArray[np.int32]
+
+MOST_SEATS_A_MASK = 2
+"""Copying a row that nobody needs takes the bus less time than gathering those that are needed takes the processor."""
+
 
 class SeatSampler:
     """Chooses tokens and moves the seats on to them."""
@@ -43,7 +49,14 @@ class SeatSampler:
         self._sample = SampleScratch.allocate(max_rows, vocab_size, device)
         self._special = SpecialSeats(len(seats.last_token), vocab_size, device)
         self._mask_bits = torch.zeros(max_rows, mask_width(vocab_size), dtype=torch.int32, device=device)
+        self._host_bits: Tensor | None = None
         self._mask_rows = torch.full((max_rows,), -1, dtype=torch.int32, device=device)
+
+    def make_masks(self) -> I32:
+        """The pool that `choose` reads masks from."""
+        self._host_bits = torch.zeros_like(self._mask_bits, device="cpu", pin_memory=self._mask_bits.is_cuda)
+        bits: I32 = self._host_bits.numpy()
+        return bits
 
     def take(self, sequence: Sequence) -> None:
         self._special.take(sequence)
@@ -119,8 +132,14 @@ class SeatSampler:
         advance(tokens, seats, self._state, penalties)
 
     def _load(self, masks: Masks, staging: Staging) -> None:
-        """Brings masks to where graphs find them."""
+        """Brings masks to where graphs find them: the seats' part of the pool as it is, unless few of it is needed."""
+        first, end = int(masks.seats.min()), int(masks.seats.max()) + 1
         mask_rows = np.full(len(self._mask_rows), -1, np.int32)
-        mask_rows[masks.rows] = np.arange(len(masks.rows), dtype=np.int32)
+        if end - first <= MOST_SEATS_A_MASK * len(masks.rows):
+            assert self._host_bits is not None and masks.pool.ctypes.data == self._host_bits.data_ptr()
+            self._mask_bits[first:end].copy_(self._host_bits[first:end], non_blocking=True)
+            mask_rows[masks.rows] = masks.seats
+        else:
+            staging.upload(self._mask_bits, masks.bits)
+            mask_rows[masks.rows] = np.arange(len(masks.rows), dtype=np.int32)
         staging.upload(self._mask_rows, mask_rows)
-        staging.upload(self._mask_bits, masks.bits)

@@ -7,7 +7,9 @@ comes after is the model's choice, and in its training data that longer token wo
 
 from collections.abc import Sequence
 
-from services.gpu_worker.grammar.matcher import Matcher, allows_any, empty_mask
+import numpy as np
+
+from services.gpu_worker.grammar.matcher import I32, Matcher
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 
 CONTEXT_TOKENS = 8
@@ -25,12 +27,15 @@ def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], 
     if not text or limit < 1:
         return []
     run = list(_tokenise(vocabulary, before[-CONTEXT_TOKENS:], text[:MAX_RUN_BYTES])[:limit])
+    longer = dict(vocabulary.replacements(tuple(run[-MAX_KEPT_BACK:])))
     for i, token_id in enumerate(run):
+        replacing = longer.get(len(run) - i)
+        if replacing is not None and _allows_any(matcher, replacing):
+            return run[:i]
         if not matcher.accept(token_id):
-            run = run[:i]
-            break
-    kept = _final(matcher, vocabulary, run)
-    return run[:kept]
+            matcher.rollback(i)
+            return []
+    return run
 
 
 def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> Sequence[int]:
@@ -54,18 +59,8 @@ def _last_word(vocabulary: Vocabulary, context: bytes, text: bytes) -> bytes:
     return context[max(context.rstrip().rfind(SPACE), 0) :]
 
 
-def _final(matcher: Matcher, vocabulary: Vocabulary, run: Sequence[int]) -> int:
-    """How many of the run's tokens no longer token can replace. Takes the others back from the matcher."""
-    mask = empty_mask(vocabulary.vocab_size)
-    taken_back = 0
-    kept = len(run)
-    for back, longer in vocabulary.replacements(tuple(run[-MAX_KEPT_BACK:])):
-        matcher.rollback(back - taken_back)
-        taken_back = back
-        matcher.fill(mask)
-        if allows_any(mask, longer):
-            kept = len(run) - back
-    for token_id in run[len(run) - taken_back : kept]:
-        accepted = matcher.accept(token_id)
-        assert accepted, "a grammar took a token once and not again"
-    return kept
+def _allows_any(matcher: Matcher, tokens: I32) -> bool:
+    """Whether one of the tokens in the mask row may follow."""
+    mask = np.empty_like(tokens)
+    matcher.fill(mask)
+    return bool((mask & tokens).any())

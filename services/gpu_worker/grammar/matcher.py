@@ -59,9 +59,8 @@ def empty_mask(vocab_size: int) -> I32:
     return np.zeros(mask_width(vocab_size), np.int32)
 
 
-def allows_any(mask: I32, others: I32) -> bool:
-    """Whether one of the tokens that the second row allows is allowed by the first."""
-    return bool((mask & others).any())
+def empty_masks(num_rows: int, vocab_size: int) -> I32:
+    return np.zeros((num_rows, mask_width(vocab_size)), np.int32)
 
 
 def mask_of(token_ids: Sequence[int] | I64, vocab_size: int) -> I32:

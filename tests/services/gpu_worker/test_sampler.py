@@ -301,7 +301,7 @@ def test_a_masked_row_draws_from_what_is_allowed_and_the_others_do_not_feel_it(
     bits = rng.integers(-(2**31), 2**31, (3, width)).astype(np.int32) & rng.integers(0, 2**31, (3, width)).astype(
         np.int32
     )
-    sampled = Sampler(vocab_size).sample(logits.clone(), rows, Masks(masked, bits))
+    sampled = Sampler(vocab_size).sample(logits.clone(), rows, Masks(masked, np.arange(len(bits)), bits))
     for row, (token, alone) in enumerate(zip(sampled, free, strict=True)):
         if row not in masked:
             assert token == alone
@@ -318,10 +318,10 @@ def test_a_row_that_may_draw_nothing_is_no_number_and_spoils_no_other() -> None:
     logits = torch.zeros(3, 40)
     bits = np.zeros((2, 2), np.int32)
     bits[1, 1] = ~0xFF  # nothing but bits past the vocabulary's end
-    assert Sampler(40).sample(logits, rows, Masks([1, 2], bits)) == [0, None, None]
+    assert Sampler(40).sample(logits, rows, Masks([1, 2], np.arange(2), bits)) == [0, None, None]
 
 
 def test_a_mask_does_not_let_in_what_is_barred() -> None:
     row = a_row(Sampling(temperature=0.0, min_tokens=3), 40, stop=[5])
     bits = np.array([[1 << 5 | 1 << 9, 0]], np.int32)
-    assert Sampler(40).sample(torch.zeros(1, 40), [row], Masks([0], bits)) == [9]
+    assert Sampler(40).sample(torch.zeros(1, 40), [row], Masks([0], np.arange(1), bits)) == [9]

@@ -12,6 +12,9 @@ from services.gpu_worker.cuda.executor import CudaExecutor
 from services.gpu_worker.decoder import Decoder
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.grammar.library import Grammars
+from services.gpu_worker.grammar.matcher import Compiled
+from services.gpu_worker.grammar.vocabulary import Vocabulary
 from services.gpu_worker.kernels.extend_attention import ExtendTiling, choose_tiling
 from services.gpu_worker.kv_cache import KVShape, PagePool
 from services.gpu_worker.model_config import decoder_config
@@ -20,6 +23,7 @@ from services.gpu_worker.runner import ModelRunner
 from services.gpu_worker.weights import RandomWeights
 from shared.messages import Admit, Drop, Grant, Plan, Retract, Sampling
 from shared.packing import pack_i32, unpack_i32, unpack_i64
+from tests.services.gpu_worker.grammar import toy
 
 VOCAB = 211
 PAGE = 4
@@ -56,7 +60,7 @@ def by_steps(config: PretrainedConfig) -> Executor:
     cpu = torch.device("cpu")
     shape = decoder_config(config)
     decoder = Decoder(shape, Rope(config, shape.head_dim, cpu), RandomWeights(3, DTYPE, cpu, 0.3))
-    return StepExecutor(ModelRunner(decoder, a_pool(config, cpu), VOCAB, LENGTH), SEATS)
+    return StepExecutor(ModelRunner(decoder, a_pool(config, cpu), shape.vocab_size, LENGTH), SEATS)
 
 
 def on_device(config: PretrainedConfig, device: torch.device) -> CudaExecutor:
@@ -75,8 +79,8 @@ def on_device(config: PretrainedConfig, device: torch.device) -> CudaExecutor:
 class Run:
     """Everything that an engine reported."""
 
-    def __init__(self, executor: Executor) -> None:
-        self.engine = Engine(executor, BUDGET, lambda: 1.0)
+    def __init__(self, executor: Executor, grammars: Grammars | None = None) -> None:
+        self.engine = Engine(executor, BUDGET, lambda: 1.0, grammars)
         self.number = 0
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, str] = {}
@@ -120,6 +124,7 @@ def an_admit(
     max_tokens: int = 6,
     sampling: Sampling = GREEDY,
     stop: list[int] | None = None,
+    grammar: str = "",
 ) -> Admit:
     return Admit(
         sequence_id=sequence_id,
@@ -132,6 +137,7 @@ def an_admit(
         sampling=sampling,
         stop_token_ids=stop or [],
         max_tokens=max_tokens,
+        grammar=grammar,
     )
 
 
@@ -183,6 +189,47 @@ def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(
             assert shorter and tokens[:shorter] == got.tokens[sequence_id][:shorter], sequence_id
         else:
             assert got.tokens[sequence_id] == tokens, sequence_id
+
+
+class Shelf:
+    """Two grammars that are here."""
+
+    vocabulary: Vocabulary = toy.vocabulary()
+
+    def get(self, key: str) -> Compiled:
+        return toy.regex('"name": ("Ada"|"Alan"|[0-9]+), "age": 7' if key == "name" else "(é|ê|[a-f])+ the lazy dog")
+
+
+@pytest.mark.parametrize("constrained", [{0, 7}, {0, 1, 2}, {1, 2, 4, 6}], ids=["far apart", "beside", "some"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
+def test_constrained_rows_give_the_tokens_of_the_cpu(
+    constrained: set[int], temperature: float, device: torch.device
+) -> None:
+    config = LlamaConfig(**COMMON | {"vocab_size": toy.vocabulary().vocab_size}, tie_word_embeddings=True)
+    runs = [Run(by_steps(config), Shelf()), Run(on_device(config, device), Shelf())]
+    for run in runs:
+        run.plan(
+            *(
+                an_admit(
+                    i,
+                    a_prompt(5 + i, i),
+                    list(range(12 * i, 12 * i + 12)),
+                    max_tokens=12 + i,
+                    sampling=Sampling(temperature=temperature, seed=i, logit_bias={20: 1.5} if i == 2 else {}),
+                    stop=[toy.END],
+                    grammar=("name" if i % 2 else "dog") if i in constrained else "",
+                )
+                for i in range(8)
+            )
+        )
+        run.finish()
+    expected, got = runs
+    assert got.ended == expected.ended
+    assert got.tokens == expected.tokens
+    for i in constrained:
+        assert (
+            '"name": ' in toy.text_of(got.tokens[i]) if i % 2 else set(toy.text_of(got.tokens[i])[0]) < set("éêabcdef")
+        )
 
 
 SAMPLINGS = {

@@ -4,12 +4,11 @@ import json
 import re
 
 import jsonschema
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gpu_worker.grammar.matcher import allows_any, mask_of
+from services.gpu_worker.grammar.matcher import mask_of
 from shared.errors import InternalError
 from tests.services.gpu_worker.grammar import toy
 from tests.services.gpu_worker.grammar.toy import END, TURN, a_guide, allowed, encode, text_of, walk
@@ -208,17 +207,6 @@ def test_longer_tokens_are_found_by_prefix() -> None:
     for prefix in (b"a", b'"', b" al", b"\xff", b"\xc3", b"zzz"):
         expected = {i for i, text in enumerate(vocabulary.token_bytes) if text.startswith(prefix) and text != prefix}
         assert set(vocabulary.longer_than(prefix).tolist()) == expected
-
-
-def test_whether_any_of_some_tokens_is_allowed() -> None:
-    guide = a_guide(toy.regex("a|b"))
-    guide.fill()
-    a, b, c = (encode(text)[0] for text in "abc")
-    size = toy.vocabulary().vocab_size
-    assert allows_any(guide.mask, mask_of([c, a], size))
-    assert allows_any(guide.mask, mask_of(np.array([b]), size))
-    assert not allows_any(guide.mask, mask_of([c, END], size))
-    assert not allows_any(guide.mask, mask_of([], size))
 
 
 def test_a_row_of_tokens_allows_these_alone() -> None:

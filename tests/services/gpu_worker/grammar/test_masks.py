@@ -3,12 +3,12 @@
 import functools
 import random
 
-import numpy as np
 import pytest
 
 from services.gpu_worker.grammar import xgrammar_engine
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.masks import MaskPool
+from services.gpu_worker.grammar.matcher import empty_masks
 from tests.services.gpu_worker.grammar import toy
 from tests.services.gpu_worker.grammar.toy import END, encode
 
@@ -32,15 +32,14 @@ def test_rows_are_those_that_each_guide_fills_alone(
     monkeypatch.setattr(xgrammar_engine, "WORTH_THREADS_S", worth_threads_s)
     monkeypatch.setattr(xgrammar_engine, "_filler", functools.cache(xgrammar_engine._Filler))
     monkeypatch.setattr(xgrammar_engine.os, "sched_getaffinity", lambda _: set(range(8)))
-    pool = MaskPool(16, toy.vocabulary().vocab_size)
+    pool = MaskPool(empty_masks(16, toy.vocabulary().vocab_size))
     seats = [11, 2, 7, 0, 5]
     guides = guides_in(pool, seats, stops)
     rng = random.Random(1)
     for _ in range(6):
         pool.start(guides).result()
-        taken = pool.of(seats)
-        for i, (seat, guide) in enumerate(guides):
-            row = taken[i].copy()
+        for seat, guide in guides:
+            row = pool.row(seat).copy()
             guide.is_filled = False
             guide.fill()
             assert (row == pool.row(seat)).all()
@@ -50,7 +49,7 @@ def test_rows_are_those_that_each_guide_fills_alone(
 
 
 def test_a_filled_row_is_not_filled_again() -> None:
-    pool = MaskPool(2, toy.vocabulary().vocab_size)
+    pool = MaskPool(empty_masks(2, toy.vocabulary().vocab_size))
     ((_, guide),) = guides_in(pool, [1], (END,))
     guide.fill()
     pool.row(1)[:] = 7
@@ -59,14 +58,3 @@ def test_a_filled_row_is_not_filled_again() -> None:
     assert guide.accept(encode("n")[0])
     pool.start([(1, guide)]).result()
     assert not (pool.row(1) == 7).all()
-
-
-def test_taken_rows_do_not_change_with_the_pool() -> None:
-    pool = MaskPool(2, toy.vocabulary().vocab_size)
-    guides = guides_in(pool, [0], ())
-    pool.start(guides).result()
-    taken = pool.of([0])
-    before = taken.copy()
-    pool.row(0)[:] = 0
-    assert np.array_equal(taken, before)
-    assert before.any()
