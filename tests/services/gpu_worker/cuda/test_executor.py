@@ -1,12 +1,14 @@
 """The executor of GPUs beside the one that runs step by step in PyTorch: the same weights, plans and tokens."""
 
 from array import array
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from services.gpu_worker.cuda import attention, executor
+from services.gpu_worker.cuda import executor
+from services.gpu_worker.cuda.attention import StepAttention
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.executor import CudaExecutor
 from services.gpu_worker.decoder import Decoder
@@ -15,7 +17,6 @@ from services.gpu_worker.executor import Executor, StepExecutor
 from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
-from services.gpu_worker.kernels.extend_attention import ExtendTiling, choose_tiling
 from services.gpu_worker.kv_cache import KVShape, PagePool
 from services.gpu_worker.model_config import decoder_config
 from services.gpu_worker.rope import Rope
@@ -313,12 +314,13 @@ def test_a_step_that_is_not_captured_says_how_far_its_chunks_see(
     """Its kernel is chosen by that; a captured one has to serve whatever comes."""
     seen: list[int | None] = []
 
-    def choose(head_dim: int, longest: int | None = None) -> ExtendTiling:
-        seen.append(longest)
-        return choose_tiling(head_dim, longest)
+    class Watched(StepAttention):
+        def begin(self, *args: Any, longest: int | None = None, **parts: Any) -> None:
+            seen.append(longest)
+            super().begin(*args, longest=longest, **parts)
 
     monkeypatch.setattr(executor, "MOST_CAPTURED_ROWS", 4)
-    monkeypatch.setattr(attention, "choose_tiling", choose)
+    monkeypatch.setattr(executor, "StepAttention", Watched)
     run = Run(on_device(CONFIGS["llama"], device))
     run.plan(an_admit(1, a_prompt(20), range(8), max_tokens=2))
     run.finish()
