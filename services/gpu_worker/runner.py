@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from services.gpu_worker.batch import Batch
+from services.gpu_worker.cpu_dtype import fast_dtype
 from services.gpu_worker.decoder import Decoder
 from services.gpu_worker.head import keeps_dense
 from services.gpu_worker.kv_cache import KVShape, PagePool
@@ -77,9 +78,9 @@ def load_runner(
     """Loads a model. Raises ConfigError with one line for whatever cannot be used.
 
     load_format: "auto" (or "safetensors") reads safetensors, "dummy" makes weights from config.json and `seed`.
-    num_pages 0: as many as fit kv_memory_bytes; neither: a share of the memory that is left. max_model_len 0: the
-    model's own context, or what the pool holds. model_impl: "native", "transformers", or "auto" for native where
-    there is one."""
+    dtype: "auto" is the checkpoint's own, or float32 on a CPU that has no instructions for that. num_pages 0: as many
+    as fit kv_memory_bytes; neither: a share of the memory that is left. max_model_len 0: the model's own context, or
+    what the pool holds. model_impl: "native", "transformers", or "auto" for native where there is one."""
     if page_size < 1:
         raise ConfigError(f"page size {page_size} is not positive")
     if load_format not in ("auto", "safetensors", "dummy"):
@@ -94,8 +95,10 @@ def load_runner(
     kind = model_dtype(config, dtype)
     max_length = context_length(config, max_model_len)
     is_dummy = load_format == "dummy"
-    plan = PoolPlan(page_size, num_pages, kv_memory_bytes or 0, max_model_len, target, kind)
     obstacle = native_obstacle(config)
+    if dtype == "auto" and target.type == "cpu" and obstacle is None:
+        kind = fast_dtype(kind, decoder_config(config).num_parameters)
+    plan = PoolPlan(page_size, num_pages, kv_memory_bytes or 0, max_model_len, target, kind)
     if model_impl == "native" and obstacle is not None:
         raise ConfigError(f"{model_path}: the native decoder cannot run it: {obstacle}")
     if model_impl == "transformers" or obstacle is not None:
