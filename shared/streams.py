@@ -214,7 +214,12 @@ class Wire:
 _SEND_ONCE = """
 local held = KEYS[3] and redis.call('GET', KEYS[3]) or KEYS[2]
 local value = redis.call('GET', held)
-if value then return value end
+if value then
+    for _, key in ipairs({held, KEYS[3]}) do
+        if redis.call('PTTL', key) < tonumber(ARGV[2]) then redis.call('PEXPIRE', key, ARGV[2]) end
+    end
+    return value
+end
 if KEYS[3] then redis.call('SET', KEYS[3], KEYS[2], 'PX', ARGV[2]) end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 local at = 3
@@ -414,8 +419,8 @@ class Bus:
     ) -> bytes | None:
         """In one step that happens whole or not at all: keeps `value` under the key `name` and sends the messages,
         unless the key `claim` points to a key that is still there, whose value is returned then. Both keys last for
-        `for_s`. claim empty: nothing is looked for. Raises LOST_CONNECTION; asked again after that, with the same
-        value, it sends nothing twice and returns None or another's value."""
+        `for_s`, also those that are there already. claim empty: nothing is looked for. Raises LOST_CONNECTION; asked
+        again after that, with the same value, it sends nothing twice and returns None or another's value."""
         entries = [_fields_of(message, traceparent, deadline) for message in messages]
         keys = [self.key(stream.name), self.key(name), *([self.key(claim)] if claim else [])]
         arguments = [value, int(for_s * 1000), *(part for fields in entries for part in (len(fields), *fields))]

@@ -11,10 +11,10 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -105,9 +105,14 @@ class Keeper:
     # ------------------------------------------------------------------ finding and beginning
 
     async def find(self, answer_id: str, owner: str) -> Record | None:
-        """The record of an answer, if it is there and the owner's. Raises Unavailable without a broker."""
+        """The record of an answer, if it is there and the owner's. That of one that is being made is renewed: it does
+        not lapse under who begins to read it. Raises Unavailable without a broker."""
         value = await self._ask(lambda: self._bus.get(record_name(answer_id)))
-        return _own(value, owner)
+        one = _own(value, owner)
+        if one is not None and one.ending is None:
+            lapsed = await self._ask(lambda: self._hold([one]))
+            return None if record_name(answer_id) in lapsed else one
+        return one
 
     async def begin(
         self, one: Record, call: Call, messages: Sequence[Tokenize], resources: ExitStack, traceparent: str | None
@@ -277,18 +282,22 @@ class Keeper:
             if one.follower is not None and one.call.error is None and one.call.num_open
         }
         left = [held for held in made if not held.has_client]
-        grace_ms = int(self._grace_s * 1000)
         if wanted:
-            names = [record_name(answer_id) for answer_id in wanted]
-            names += [one.claim for one in wanted.values() if one.claim]
-            gone = await self._bus.client.eval(_RENEW, len(names), *map(self._bus.key, names), grace_ms)
-            for name in [names[place - 1] for place in gone]:
+            for name in await self._hold(wanted.values()):
                 await self._restore(name, wanted)
         for held in left:
             is_there = await self._bus.client.exists(self._bus.key(record_name(held.record.answer_id)))
             if not is_there and not held.has_client:
                 log.info("nobody came back for %s", held.record.answer_id)
                 self._release(held)
+
+    async def _hold(self, records: Iterable[Record]) -> list[str]:
+        """Has the records and what points to them last for a grace period at least. Returns the names that have lapsed
+        already."""
+        names = [name for one in records for name in (record_name(one.answer_id), one.claim) if name]
+        keys = [self._bus.key(name) for name in names]
+        gone: Any = await cast(Any, self._bus.client).eval(_RENEW, len(keys), *keys, int(self._grace_s * 1000))
+        return [names[place - 1] for place in gone]
 
     async def _restore(self, name: str, wanted: Mapping[str, Record]) -> None:
         """Sets a key again that lapsed while this gateway could not renew it."""

@@ -107,6 +107,45 @@ async def test_the_rest_of_a_stream_that_is_being_made(
     assert backend.num_aborts == 0
 
 
+@pytest.mark.parametrize("how", ["get", "post", "key"])
+async def test_an_answer_does_not_lapse_under_who_comes_for_it_late(
+    start: Any, backend: Any, bus: Bus, how: str
+) -> None:
+    """What is left of the grace is less than the time to the reader's first renewal."""
+    first, other = await start(resume_grace_s=60.0), await start(instance="g2", resume_grace_s=60.0)
+    asked = asyncio.create_task(first.http.post(URL, json=STREAM, headers=KEY))
+    request = await backend.next()
+    say(backend, request, 0, 2)
+    response = await asked
+    had = await read_until(response, PIECES[1])
+    response.close()
+    names = [*await keys_of(bus, "answer:*"), *await keys_of(bus, "idempotency:*")]
+    assert len(names) == 2
+    for name in names:
+        await bus.client.pexpire(name, 3000)
+    after = {"Last-Event-ID": had[-1].id}
+    if how == "get":
+        again = await other.http.get(f"/v1/streams/{request.request_id}", headers=after)
+    else:
+        again = await other.http.post(URL, json=STREAM, headers={**KEY, **(after if how == "post" else {})})
+    assert again.status == 200
+    for name in names:
+        assert 50_000 < await bus.client.pttl(name) <= 60_000
+    say(backend, request, 2, 5, is_end=True)
+    check_whole([*(had if how != "key" else []), *await rest_of(again)])
+
+
+async def test_coming_for_an_answer_never_shortens_its_time(start: Any, backend: Any, bus: Bus) -> None:
+    backend.texts = PIECES
+    gateway = await start(resume_grace_s=1.0)
+    _, answer, _ = await gateway.post(URL, CHAT, headers=KEY)
+    assert (await gateway.post(URL, CHAT, headers=KEY))[0] == 200
+    async with gateway.http.get(f"/v1/streams/{answer['id']}") as response:
+        assert response.status == 200
+    for name in [*await keys_of(bus, "answer:*"), *await keys_of(bus, "idempotency:*")]:
+        assert 500 < await bus.client.ttl(name) <= 600
+
+
 async def test_an_answer_once_however_often_it_is_asked_for(start: Any, backend: Any) -> None:
     first, second = await start(), await start(instance="g2")
     calls = [asyncio.create_task(gateway.post(URL, CHAT, headers=KEY)) for gateway in (first, second) for _ in range(4)]
