@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from services.gateway import http_log
 from services.gateway.body import BodyBudget
 from services.gateway.config import Settings
 from services.gateway.deployment import RETRY_AFTER_S, Deployment
@@ -67,7 +68,9 @@ async def serve(context: Context, settings: Settings) -> None:
         Load(settings.max_requests_in_flight, settings.max_prompt_tokens_in_flight),
     )
     is_needed = False
-    runner = web.AppRunner(make_app(gateway), handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
+    runner = web.AppRunner(
+        make_app(gateway), handler_cancellation=True, access_log=None, logger=http_log.log, shutdown_timeout=0.5
+    )
     await runner.setup()
     try:
         site = await _listen(runner, settings)
