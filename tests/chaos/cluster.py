@@ -22,7 +22,7 @@ from services.launcher.obituary import report_end
 from services.launcher.process import child_environment
 from shared.registry import Registry
 from shared.streams import Bus, connect
-from tests.chaos.proxy import Proxy
+from tests.relay import Relay, between_sockets
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "chaos"
@@ -103,7 +103,7 @@ class Cluster:
         self.socket = folder / "broker.sock"
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.metrics: dict[str, str] = {}
-        self.proxies: dict[str, Proxy] = {}
+        self.proxies: dict[str, Relay] = {}
         self.processes: dict[str, Process] = {}
         self._supervising: asyncio.Task[None] | None = None
         self._bus = Bus(connect(url or f"unix://{self.socket}"), prefix)
@@ -146,8 +146,9 @@ class Cluster:
         name = f"{service}-{number}"
         url = self._url
         if not url:
-            proxy = self.proxies[name] = Proxy(self.folder / f"{name}.sock", self.socket)
-            url = f"unix://{proxy.path}"
+            path = self.folder / f"{name}.sock"
+            self.proxies[name] = between_sockets(path, self.socket)
+            url = f"unix://{path}"
         common = [f"--redis-url={url}", f"--key-prefix={self.prefix}", f"--instance={name}"]
         command = [sys.executable, "-P", "-m", module or f"services.{service}", *common, "--log-level=INFO", *flags]
         self.processes[name] = Process(name, service, command, self.folder / f"{name}.log")

@@ -1,7 +1,5 @@
 """A set to hurt."""
 
-import contextlib
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,6 +8,7 @@ import pytest
 
 from tests.chaos.cluster import Cluster, clean_environment
 from tests.chaos.model import write_model
+from tests.ports import free_ports
 
 
 @pytest.fixture(scope="session")
@@ -17,14 +16,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_model(folder)
     return folder
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from services.launcher.process import child_environment
 from tests.brokers import Sentinels, Server, TlsFront, running_sentinels
 from tests.chaos.client import Client, ReturningClient, Stream, some_requests
 from tests.chaos.cluster import Cluster, clean_environment
-from tests.chaos.conftest import free_ports
 from tests.chaos.test_chaos import faults, load
+from tests.ports import free_ports
 
 FAILED_OVER_S = 30.0
 

@@ -16,10 +16,10 @@ from shared.messages import Generate
 from shared.streams import SCHEDULE
 from tests.chaos.client import Client, Stream, some_requests
 from tests.chaos.cluster import PREFIX, Cluster, clean_environment
-from tests.chaos.conftest import free_ports
 from tests.chaos.ledger import assert_clean
 from tests.chaos.mortal_worker import MARK
 from tests.chaos.test_chaos import faults
+from tests.ports import free_ports
 
 WITHIN_S = 60.0
 DEAD = f"{PREFIX}:{SCHEDULE.name}.dead"

@@ -17,7 +17,7 @@ import redis
 from services.launcher.leash import leashed
 from services.launcher.process import child_environment
 from shared.leadership import LOCK
-from tests.chaos.conftest import free_ports
+from tests.ports import free_ports
 
 READY_S = 120.0
 KILLED_WITHIN_S = 10.0

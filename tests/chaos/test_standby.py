@@ -18,11 +18,11 @@ from shared.messages import HEARTBEAT_LAPSE_S
 from shared.registry import stands_by
 from tests.chaos.client import Client, Stream, some_requests
 from tests.chaos.cluster import PREFIX, Cluster, clean_environment
-from tests.chaos.conftest import free_ports
 from tests.chaos.harm import LONG_S, Blow, Struck
 from tests.chaos.ledger import assert_clean
 from tests.chaos.report import longest_gaps, quantile
 from tests.chaos.test_chaos import ROUNDS, faults, load, write_report
+from tests.ports import free_ports
 
 USERS = 6
 CALM_S = 3.0

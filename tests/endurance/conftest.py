@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster import clean_environment
-from tests.chaos.conftest import folder, free_ports, tiny_model
+from tests.chaos.conftest import folder, tiny_model
 from tests.endurance.fleet import Fleet
+from tests.ports import free_ports
 
 __all__ = ["fleet", "folder", "tiny_model"]
 

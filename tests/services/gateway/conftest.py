@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from shared.messages import (
 from shared.registry import Registry
 from shared.service import Context
 from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, reply_stream
+from tests.ports import free_port
 
 PATIENCE_S = 10
 
@@ -189,12 +189,6 @@ class Running:
 
 
 Start = Callable[..., Awaitable[Running]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from shared.errors import InvalidRequest, Unavailable
 from shared.messages import sequence_id
 from shared.streams import Bus
-from tests.services.gateway.conftest import free_port
+from tests.ports import free_port
 from tests.services.gateway.sse import Event, said_of, split, text_of
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

@@ -1,16 +1,24 @@
-"""A network between one service and the broker that can be cut, and can hold back what is sent."""
+"""A network between a process and the broker: it can be cut, hold back what is sent, or speak TLS."""
 
 import asyncio
 import contextlib
+import ssl
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-class Proxy:
-    """Listens on a Unix socket and passes bytes on to another one."""
 
-    def __init__(self, path: Path, target: Path) -> None:
-        self.path = path
-        self._target = target
+class Relay:
+    """Passes bytes on between those who connect to it and a target. listen: starts a server whose connections are
+    handed to the function it is given; reach: connects to the target."""
+
+    def __init__(
+        self, listen: Callable[[Connected], Awaitable[asyncio.Server]], reach: Callable[[], Awaitable[Streams]]
+    ) -> None:
+        self._listen = listen
+        self._reach = reach
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -18,7 +26,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        self._server = await asyncio.start_unix_server(self._accept, self.path)
+        self._server = await self._listen(self._accept)
 
     def cut(self) -> None:
         """Closes every connection in the middle of whatever it carries; new ones are taken at once."""
@@ -48,7 +56,7 @@ class Proxy:
         self._writers.add(writer)
         there: asyncio.StreamWriter | None = None
         try:
-            answers, there = await asyncio.open_unix_connection(self._target)
+            answers, there = await self._reach()
             self._writers.add(there)
             ways = [
                 asyncio.ensure_future(self._pass(reader, there)),
@@ -61,7 +69,7 @@ class Proxy:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
         except OSError:
-            pass  # the broker is away: the service sees its connection close
+            pass  # the broker is away: who connected sees the connection close
         finally:
             for end in (writer, there):
                 if end is not None:
@@ -74,3 +82,16 @@ class Proxy:
                 await self._flows.wait()
                 sink.write(data)
                 await sink.drain()
+
+
+def between_sockets(path: Path, target: Path) -> Relay:
+    """A relay from one Unix socket to another."""
+    return Relay(lambda accept: asyncio.start_unix_server(accept, path), lambda: asyncio.open_unix_connection(target))
+
+
+def with_tls(port: int, target: int, context: ssl.SSLContext) -> Relay:
+    """A relay that speaks TLS on a port of the loopback, to another port that does not."""
+    return Relay(
+        lambda accept: asyncio.start_server(accept, "127.0.0.1", port, ssl=context),
+        lambda: asyncio.open_connection("127.0.0.1", target),
+    )
