@@ -36,7 +36,7 @@ serve: $(VENV)/serve.stamp
 test: $(VENV)/test.stamp
 	$(PYTEST)
 
-test-long: $(VENV)/test.stamp
+test-long: $(VENV)/long.stamp
 	$(BIN)/python -m pytest $(LONG)
 
 check: $(VENV)/check.stamp
