@@ -67,8 +67,8 @@ class Desk:
         before_us = _order(await self._bus.newest_id(SCHEDULE))
         async with asyncio.TaskGroup() as tasks:
             for source in (
-                self._bus.read_group(SCHEDULE, self._consumer, pending_first=True, count=256),
-                self._bus.inherit_group(SCHEDULE, self._consumer),
+                self._bus.groups.read(SCHEDULE, self._consumer, pending_first=True, count=256),
+                self._bus.groups.inherit(SCHEDULE, self._consumer),
             ):
                 tasks.create_task(self._take_requests(source, before_us))
 

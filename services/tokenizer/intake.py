@@ -67,18 +67,18 @@ class Intake:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
-        async for batch in self._bus.read_group(TOKENIZE, self._context.instance, pending_first=True):
+        async for batch in self._bus.groups.read(TOKENIZE, self._context.instance, pending_first=True):
             await self._start(tasks, batch)
 
     async def _claim(self, tasks: asyncio.TaskGroup) -> None:
-        async for batch in self._bus.claim_group(TOKENIZE, self._context.instance, min_idle_s=CLAIM_IDLE_S):
+        async for batch in self._bus.groups.claim(TOKENIZE, self._context.instance, min_idle_s=CLAIM_IDLE_S):
             await self._start(tasks, batch)
 
     async def _renew(self) -> None:
         """Keeps the others from claiming what is in hand here."""
         while True:
             await asyncio.sleep(RENEW_S)
-            await self._bus.renew_group(TOKENIZE, self._context.instance, sorted(self._in_hand))
+            await self._bus.groups.renew(TOKENIZE, self._context.instance, sorted(self._in_hand))
 
     async def _start(self, tasks: asyncio.TaskGroup, batch: Sequence[Delivery[Tokenize]]) -> None:
         """Begins the work on a batch, once a thread is free for it."""

@@ -156,9 +156,9 @@ entries = st.fixed_dictionaries(
 @pytest.fixture(scope="module")
 def quiet_bus() -> Iterator[Bus]:
     """A bus that is never connected and writes no log."""
-    logging.getLogger("shared.streams").disabled = True
+    logging.getLogger("shared.streams.bus").disabled = True
     yield Bus(connect("unix:///nowhere"), "fuzz")
-    logging.getLogger("shared.streams").disabled = False
+    logging.getLogger("shared.streams.bus").disabled = False
 
 
 @FUZZ
@@ -167,7 +167,7 @@ def test_an_entry_is_a_message_or_a_dead_letter(
     quiet_bus: Bus, stream: Stream[Any], fields: dict[bytes, bytes]
 ) -> None:
     buried = quiet_bus.outbox.backlog
-    deliveries = quiet_bus._deliveries({b"k": stream}, [(b"k", b"1-0", fields)])
+    deliveries = quiet_bus.deliveries({b"k": stream}, [(b"k", b"1-0", fields)])
     if not deliveries:
         assert quiet_bus.outbox.backlog > buried
         quiet_bus.outbox._commands.clear()

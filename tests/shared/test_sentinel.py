@@ -91,7 +91,7 @@ async def test_what_is_sent_arrives_although_the_master_goes(
                 cursors[SCHEDULE] = delivery.entry_id
 
     async def read() -> None:
-        async for batch in bus.read_group(SCHEDULE, "me", pending_first=True):
+        async for batch in bus.groups.read(SCHEDULE, "me", pending_first=True):
             for delivery in batch:
                 grouped.update(delivery.message.sequence_ids)
 

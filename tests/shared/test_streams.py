@@ -5,10 +5,9 @@ import asyncio
 import pytest
 import uvloop
 
-from shared import streams
 from shared.messages import Abort, Generate, Output, Sampling, TextPrompt, Tokenize
 from shared.packing import pack_i32, unpack_i32
-from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, Wire, connect, shard_stream
+from shared.streams import SCHEDULE, TOKENIZE, Bus, Delivery, Wire, connect, groups, shard_stream
 
 
 def a_request(name: str) -> Tokenize:
@@ -27,7 +26,7 @@ async def test_group_delivers_in_order_and_ack_removes_the_entry(bus: Bus) -> No
     for name in ("a", "b"):
         bus.outbox.post(TOKENIZE, a_request(name), traceparent="00-1-2-01", deadline=12.5)
     await bus.outbox.flush()
-    batch = await first(bus.read_group(TOKENIZE, "me"))
+    batch = await first(bus.groups.read(TOKENIZE, "me"))
     assert [d.message.request_id for d in batch] == ["a", "b"]
     assert batch[0].message == a_request("a")
     assert (batch[0].traceparent, batch[0].deadline) == ("00-1-2-01", 12.5)
@@ -39,35 +38,35 @@ async def test_group_delivers_in_order_and_ack_removes_the_entry(bus: Bus) -> No
 
 
 async def test_two_consumers_share_a_group(bus: Bus) -> None:
-    await bus.create_group(TOKENIZE)
+    await bus.groups.create(TOKENIZE)
     for number in range(20):
         bus.outbox.post(TOKENIZE, a_request(str(number)))
     await bus.outbox.flush()
-    one = await first(bus.read_group(TOKENIZE, "one", count=10))
-    two = await first(bus.read_group(TOKENIZE, "two", count=10))
+    one = await first(bus.groups.read(TOKENIZE, "one", count=10))
+    two = await first(bus.groups.read(TOKENIZE, "two", count=10))
     assert sorted(int(d.message.request_id) for d in one + two) == list(range(20))
 
 
 async def test_unacknowledged_entries_come_back_to_the_same_consumer(bus: Bus) -> None:
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[7]))
-    await first(bus.read_group(SCHEDULE, "s"))
+    await first(bus.groups.read(SCHEDULE, "s"))
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[8]))
-    again = await first(bus.read_group(SCHEDULE, "s", pending_first=True))
+    again = await first(bus.groups.read(SCHEDULE, "s", pending_first=True))
     assert [d.message for d in again] == [Abort(sequence_ids=[7])]
 
 
 async def test_a_dead_consumers_entries_are_claimed(bus: Bus) -> None:
     bus.outbox.post(TOKENIZE, a_request("a"))
-    await first(bus.read_group(TOKENIZE, "dies"))
-    claimed = await first(bus.claim_group(TOKENIZE, "lives", min_idle_s=0, every_s=0.05))
+    await first(bus.groups.read(TOKENIZE, "dies"))
+    claimed = await first(bus.groups.claim(TOKENIZE, "lives", min_idle_s=0, every_s=0.05))
     assert [d.message.request_id for d in claimed] == ["a"]
 
 
 async def test_what_a_broken_connection_swallowed_is_read_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker sent it to this consumer, and it never arrived."""
-    monkeypatch.setattr(streams, "RECHECK_S", 0.1)
-    monkeypatch.setattr(streams, "BLOCK_MS", 20)
-    reading = bus.read_group(SCHEDULE, "me", pending_first=True)
+    monkeypatch.setattr(groups, "RECHECK_S", 0.1)
+    monkeypatch.setattr(groups, "BLOCK_MS", 20)
+    reading = bus.groups.read(SCHEDULE, "me", pending_first=True)
     seen = []
     for number in range(3):
         bus.outbox.post(SCHEDULE, Abort(sequence_ids=[number]))
@@ -84,15 +83,15 @@ async def test_what_a_broken_connection_swallowed_is_read_again(bus: Bus, monkey
 async def test_whoever_comes_next_inherits_all_that_others_read(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, consumer in (("a", "first"), ("b", "second"), ("c", "heir")):
         bus.outbox.post(TOKENIZE, a_request(name))
-        await first(bus.read_group(TOKENIZE, consumer))
-    inherited = bus.inherit_group(TOKENIZE, "heir", every_s=0.02)
+        await first(bus.groups.read(TOKENIZE, consumer))
+    inherited = bus.groups.inherit(TOKENIZE, "heir", every_s=0.02)
     batch = [*await anext(inherited), *await anext(inherited)]
     assert [delivery.message.request_id for delivery in batch] == ["a", "b"]
     bus.outbox.post(TOKENIZE, a_request("d"))
-    await first(bus.read_group(TOKENIZE, "first"))  # does not know yet that its turn is over
+    await first(bus.groups.read(TOKENIZE, "first"))  # does not know yet that its turn is over
     later = await asyncio.wait_for(anext(inherited), 5)
     assert [delivery.message.request_id for delivery in later] == ["d"]
-    monkeypatch.setattr(streams, "RETIRED_MS", 0)
+    monkeypatch.setattr(groups, "RETIRED_MS", 0)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(inherited), 0.3)
     consumers = await bus.client.xinfo_consumers(bus.key("tokenize"), "tokenizers")
@@ -101,8 +100,8 @@ async def test_whoever_comes_next_inherits_all_that_others_read(bus: Bus, monkey
 
 async def test_an_entry_that_kills_every_consumer_becomes_a_dead_letter(bus: Bus) -> None:
     bus.outbox.post(TOKENIZE, a_request("poison"))
-    await first(bus.read_group(TOKENIZE, "dies"))
-    claims = bus.claim_group(TOKENIZE, "lives", min_idle_s=0, every_s=0.01, max_deliveries=3)
+    await first(bus.groups.read(TOKENIZE, "dies"))
+    claims = bus.groups.claim(TOKENIZE, "lives", min_idle_s=0, every_s=0.01, max_deliveries=3)
     deliveries = 0
 
     async def count() -> None:
@@ -123,10 +122,10 @@ async def test_an_entry_that_kills_every_consumer_becomes_a_dead_letter(bus: Bus
     ids=["bad msgpack", "other version", "no version", "no body", "version no number"],
 )
 async def test_what_does_not_decode_is_put_aside_and_acknowledged(bus: Bus, fields: dict[str, bytes]) -> None:
-    await bus.create_group(SCHEDULE)
+    await bus.groups.create(SCHEDULE)
     await bus.client.xadd(bus.key("schedule"), fields)  # type: ignore[arg-type]
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[1]))
-    batch = await first(bus.read_group(SCHEDULE, "s"))
+    batch = await first(bus.groups.read(SCHEDULE, "s"))
     assert [d.message for d in batch] == [Abort(sequence_ids=[1])]
     await bus.outbox.flush()
     assert await bus.client.xlen(bus.key("schedule.dead")) == 1
@@ -135,10 +134,10 @@ async def test_what_does_not_decode_is_put_aside_and_acknowledged(bus: Bus, fiel
 
 async def test_a_lost_group_is_made_again(bus: Bus) -> None:
     bus.outbox.post(TOKENIZE, a_request("a"))
-    await first(bus.read_group(TOKENIZE, "me"))
+    await first(bus.groups.read(TOKENIZE, "me"))
     await bus.client.delete(bus.key("tokenize"))
     bus.outbox.post(TOKENIZE, a_request("b"))
-    batch = await first(bus.read_group(TOKENIZE, "me"))
+    batch = await first(bus.groups.read(TOKENIZE, "me"))
     assert [d.message.request_id for d in batch] == ["b"]
 
 
@@ -181,7 +180,7 @@ async def test_generate_survives_the_wire(bus: Bus) -> None:
         max_tokens=4,
     )
     bus.outbox.post(SCHEDULE, message)
-    assert (await first(bus.read_group(SCHEDULE, "s")))[0].message == message
+    assert (await first(bus.groups.read(SCHEDULE, "s")))[0].message == message
 
 
 async def test_sending_survives_a_cut_connection(bus: Bus) -> None:
@@ -191,7 +190,7 @@ async def test_sending_survives_a_cut_connection(bus: Bus) -> None:
     bus.outbox.post(TOKENIZE, a_request("b"))
     async with asyncio.timeout(10):
         await bus.outbox.flush()
-    batch = await first(bus.read_group(TOKENIZE, "me"))
+    batch = await first(bus.groups.read(TOKENIZE, "me"))
     assert [d.message.request_id for d in batch] == ["a", "b"]
 
 

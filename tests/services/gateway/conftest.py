@@ -47,7 +47,7 @@ class Backend:
         self._aborts: asyncio.Queue[Abort] = asyncio.Queue()
 
     async def read_requests(self) -> None:
-        async for batch in self.bus.read_group(TOKENIZE, "fake"):
+        async for batch in self.bus.groups.read(TOKENIZE, "fake"):
             for delivery in batch:
                 self.bus.outbox.ack(delivery)
                 self.seen.append(delivery.message)
@@ -56,7 +56,7 @@ class Backend:
                     self.answer(delivery.message, self.texts)
 
     async def read_aborts(self) -> None:
-        async for batch in self.bus.read_group(SCHEDULE, "fake"):
+        async for batch in self.bus.groups.read(SCHEDULE, "fake"):
             for delivery in batch:
                 assert isinstance(delivery.message, Abort)
                 self._aborts.put_nowait(delivery.message)

@@ -69,7 +69,7 @@ async def bus_with_a_request(bus: Bus) -> Bus:
     a_request(bus)
     bus.outbox.post(shard_stream(1), an_output(*((7, index, 10 + index) for index in range(5)), epoch=5))
     await bus.outbox.flush()
-    async for _ in bus.read_group(SCHEDULE, "scheduler-0"):
+    async for _ in bus.groups.read(SCHEDULE, "scheduler-0"):
         break
     return bus
 
@@ -121,7 +121,7 @@ async def test_who_comes_back_under_the_same_name_leads_at_once_and_in_a_later_t
 
 
 async def test_what_an_earlier_leader_reads_after_its_time_is_not_lost(bus: Bus, core: Scheduler) -> None:
-    stale = bus.read_group(SCHEDULE, "scheduler-0")
+    stale = bus.groups.read(SCHEDULE, "scheduler-0")
     taken = asyncio.ensure_future(anext(stale))
     await asyncio.sleep(0.1)
     for _ in range(4):

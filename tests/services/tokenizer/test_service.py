@@ -224,7 +224,7 @@ async def test_a_dead_peers_requests_are_claimed(world: World, monkeypatch: pyte
     monkeypatch.setattr("services.tokenizer.intake.CLAIM_IDLE_S", 0.2)
     world.ask("r")
     await world.bus.outbox.flush()
-    async for batch in world.bus.read_group(TOKENIZE, "dead"):
+    async for batch in world.bus.groups.read(TOKENIZE, "dead"):
         assert len(batch) == 1
         break
     await world.start("one")

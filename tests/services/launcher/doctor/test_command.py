@@ -29,7 +29,7 @@ async def a_sick_set(bus: Bus) -> None:
     await bus.client.set(bus.key("shard:0:owner"), "t-0")
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[1]))
     await bus.outbox.flush()
-    async for _ in bus.read_group(SCHEDULE, "scheduler"):
+    async for _ in bus.groups.read(SCHEDULE, "scheduler"):
         break
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[2]))
     bus.outbox.post(reply_stream("g-0"), Deltas())

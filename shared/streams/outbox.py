@@ -1,0 +1,154 @@
+"""What is on its way to the broker."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
+
+from shared.errors import BusError
+from shared.messages import PROTOCOL_VERSION
+from shared.metrics import DEAD_LETTERS, ENTRIES_SENT, OUTBOX_ENTRIES
+from shared.streams.broker import LOST_CONNECTION, Wire, backoff
+from shared.streams.entries import Delivery, M, Stream, encoder, family, fields_of
+
+if TYPE_CHECKING:
+    from shared.streams.bus import Bus
+
+log = logging.getLogger(__name__)
+
+DEAD_LETTERS_KEPT = 1000
+
+
+class Outbox:
+    """Gathers commands and writes them in order, in as few round trips as the broker's pace allows.
+
+    `run` must be running in a task. `post` and `ack` never wait; `flush` waits until all that was posted
+    before it is written."""
+
+    MAX_BATCH = 512
+
+    def __init__(self, bus: "Bus") -> None:
+        self._bus = bus
+        self._commands: list[tuple[bytes | str | int, ...]] = []
+        self._wake = asyncio.Event()
+        self._posted = 0
+        self._written = 0
+        self._progress = asyncio.Condition()
+
+    def post(
+        self,
+        stream: Stream[M],
+        message: M,
+        *,
+        traceparent: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Queues one entry."""
+        fields = fields_of(message, traceparent, deadline)
+        ENTRIES_SENT.labels(family(stream)).inc()
+        self._queue("XADD", self._bus.key(stream.name), "*", *fields)
+
+    def ack(self, delivery: Delivery[Any]) -> None:
+        """Queues the acknowledgement of an entry read through a group, and its removal: a group's stream holds
+        work that is open and nothing else."""
+        key, group = self._bus.key(delivery.stream.name), delivery.stream.group
+        assert group is not None
+        self._queue("XACK", key, group, delivery.entry_id)
+        self._queue("XDEL", key, delivery.entry_id)
+
+    def quarantine(self, delivery: Delivery[Any], why: str) -> None:
+        """Queues the move of an entry that was read through a group to the dead letters."""
+        fields = {b"v": b"%d" % PROTOCOL_VERSION, b"m": encoder.encode(delivery.message)}
+        DEAD_LETTERS.labels(family(delivery.stream)).inc()
+        self.bury(delivery.stream, delivery.entry_id, fields, why)
+
+    def trim(self, stream: Stream[Any], before: str) -> None:
+        """Queues the removal of entries older than the entry id `before`."""
+        self._queue("XTRIM", self._bus.key(stream.name), "MINID", "=", before)
+
+    def delete(self, stream: Stream[Any]) -> None:
+        """Queues the removal of a whole stream, whose only reader is gone."""
+        self._queue("DEL", self._bus.key(stream.name))
+
+    def expire(self, stream: Stream[Any], after_s: int) -> None:
+        """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
+        only reader may die."""
+        self._queue("EXPIRE", self._bus.key(stream.name), after_s)
+
+    def store(self, name: str, value: bytes, for_s: float) -> None:
+        """Queues that a key holds a value for so long."""
+        self._queue("SET", self._bus.key(name), value, "PX", int(for_s * 1000))
+
+    def run_script(self, script: str, name: str, *arguments: str | int) -> None:
+        """Queues a Lua script on one key, which has the prefix already. A script must bear to run twice."""
+        self._queue("EVAL", script, 1, name, *arguments)
+
+    def forget(self, *names: str) -> None:
+        """Queues the removal of keys."""
+        self._queue("DEL", *map(self._bus.key, names))
+
+    def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
+        """Queues an entry's move to the dead letters."""
+        key = self._bus.key(stream.name)
+        flat = [part for field in fields.items() for part in field]
+        self._queue("XADD", f"{key}.dead", "MAXLEN", "~", DEAD_LETTERS_KEPT, "*", "why", why, "id", entry_id, *flat)
+        if stream.group is not None:
+            self._queue("XACK", key, stream.group, entry_id)
+        self._queue("XDEL", key, entry_id)
+
+    def _queue(self, *command: bytes | str | int) -> None:
+        self._commands.append(command)
+        self._posted += 1
+        self._wake.set()
+
+    @property
+    def backlog(self) -> int:
+        """Commands not yet written."""
+        return len(self._commands)
+
+    async def flush(self) -> None:
+        target = self._posted
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._written >= target)
+
+    async def run(self) -> None:
+        wire = Wire(self._bus.client)
+        try:
+            await self._write_for_ever(wire)
+        finally:
+            await wire.close()
+
+    async def _write_for_ever(self, wire: Wire) -> None:
+        attempt = 0
+        while True:
+            if not self._commands:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = self._commands[: self.MAX_BATCH]
+            OUTBOX_ENTRIES.set(len(self._commands))
+            try:
+                results = await wire.execute(batch)
+                attempt = 0
+            except LOST_CONNECTION as error:
+                log.warning("writing to the broker: %s; trying again", error)
+                attempt += 1
+                await backoff(attempt)
+                continue
+            again = []
+            for command, result in zip(batch, results, strict=True):
+                if isinstance(result, BusyLoadingError | ReadOnlyError) or str(result).startswith("OOM"):
+                    again.append(command)  # the broker took nothing and may take it later
+                elif isinstance(result, ResponseError) and str(result).startswith("NOGROUP"):
+                    pass  # an acknowledgement of what a broker that lost its data no longer knows
+                elif isinstance(result, Exception):
+                    raise BusError(f"the broker refused {command[0]!r} {command[1]!r}: {result}") from result
+            self._commands[: len(batch)] = again
+            async with self._progress:
+                self._written += len(batch) - len(again)
+                self._progress.notify_all()
+            if again:
+                log.warning("the broker is not taking writes; %d commands wait", len(self._commands))
+                attempt += 1
+                await backoff(attempt)
