@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import hiredis
 import redis.asyncio
+from redis.asyncio.connection import DefaultParser
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ConnectionError,
+    MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -25,8 +27,23 @@ from shared import sentinel
 from shared.errors import BusError, ConfigError
 
 CONNECT_S = 5
-LOST_CONNECTION = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
+
+
+class NotNow(ResponseError):
+    """The broker is there and refuses for a reason that may pass: too few replicas, a full disk, its demotion."""
+
+
+LOST_CONNECTION = (
+    *(ConnectionError, TimeoutError, OSError),
+    *(BusyLoadingError, ReadOnlyError, OutOfMemoryError, MasterDownError, NotNow),
+)
 """What may pass: the broker is away, or takes no writes now."""
+
+_CODES = {"NOREPLICAS": NotNow, "MISCONF": NotNow, "UNBLOCKED": NotNow}
+_Parser: Any = type(
+    "_Parser", (DefaultParser,), {"EXCEPTION_CLASSES": cast(Any, DefaultParser).EXCEPTION_CLASSES | _CODES}
+)
+"""redis-py's own knows these refusals as ResponseError only."""
 
 _pack: Callable[[tuple[bytes | str | int, ...]], bytes] = cast(Any, hiredis).pack_command
 
@@ -47,6 +64,7 @@ def connect(url: str) -> "redis.asyncio.Redis":
         else:
             client = redis.asyncio.Redis.from_url(url, **options)
         pool: Any = client.connection_pool
+        pool.connection_kwargs["parser_class"] = _Parser
         pool.make_connection()  # with an option that there is not, it cannot be made
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--redis-url (SAPWOOD_REDIS_URL): {error}") from None

@@ -174,6 +174,8 @@ class Bus:
                 try:
                     (reply,) = await wire.execute([command])
                     self.answered_at = time.monotonic()
+                    if isinstance(reply, LOST_CONNECTION):
+                        raise reply
                     attempt = 0
                 except LOST_CONNECTION as error:
                     log.warning("reading %s: %s; trying again", ", ".join(s.name for s in wanted), error)

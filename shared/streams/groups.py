@@ -56,16 +56,16 @@ class Groups:
                     (reply,) = await wire.execute(
                         [("XREADGROUP", "GROUP", group, consumer, "COUNT", count, *blocking, "STREAMS", key, cursor)]
                     )
-                    attempt = 0
                     if isinstance(reply, LOST_CONNECTION):
                         raise reply
+                    attempt = 0
                 except LOST_CONNECTION as error:
                     log.warning("reading %s: %s; trying again", stream.name, error)
                     attempt += 1
                     await backoff(attempt)
                     continue
                 if isinstance(reply, Exception):
-                    if not str(reply).startswith(("NOGROUP", "UNBLOCKED")):
+                    if not str(reply).startswith("NOGROUP"):
                         raise reply
                     await self.create(stream)
                     continue
@@ -103,13 +103,13 @@ class Groups:
                     key, group, min=claimed[0][1], max=claimed[-1][1], count=64, consumername=consumer
                 )
                 tries: dict[Any, Any] = {row["message_id"]: row["times_delivered"] for row in pending}
+            except LOST_CONNECTION as error:
+                log.warning("claiming from %s: %s; trying again", stream.name, error)
+                continue
             except ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
                 await self.create(stream)
-                continue
-            except LOST_CONNECTION as error:
-                log.warning("claiming from %s: %s; trying again", stream.name, error)
                 continue
             alive = []
             for entry in claimed:
@@ -136,12 +136,12 @@ class Groups:
                 if asked:
                     claimed = await self._bus.client.xclaim(key, group, consumer, 0, asked)
                     asked = []  # else it is asked for again: it may be ours, and the reply lost
+            except LOST_CONNECTION as error:
+                log.warning("inheriting from %s: %s", stream.name, error)
             except ResponseError as error:
                 if "no such key" not in str(error) and not str(error).startswith("NOGROUP"):
                     raise
                 asked = []
-            except LOST_CONNECTION as error:
-                log.warning("inheriting from %s: %s", stream.name, error)
             entries = [(key.encode(), entry_id, fields) for entry_id, fields in claimed if fields]
             deliveries = self._bus.deliveries({key.encode(): stream}, entries)
             if deliveries:
@@ -171,11 +171,11 @@ class Groups:
             return
         try:
             await self._bus.client.xclaim(key, group, consumer, 0, list(entry_ids), justid=True)
+        except LOST_CONNECTION as error:
+            log.warning("renewing in %s: %s", stream.name, error)
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
-        except LOST_CONNECTION as error:
-            log.warning("renewing in %s: %s", stream.name, error)
 
     async def create(self, stream: Stream[Any]) -> None:
         """The stream's group, from the stream's first entry on, unless it exists."""

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
 
 from shared.errors import BusError
 from shared.messages import PROTOCOL_VERSION
@@ -138,7 +138,7 @@ class Outbox:
                 continue
             again = []
             for command, result in zip(batch, results, strict=True):
-                if isinstance(result, BusyLoadingError | ReadOnlyError) or str(result).startswith("OOM"):
+                if isinstance(result, LOST_CONNECTION):
                     again.append(command)  # the broker took nothing and may take it later
                 elif isinstance(result, ResponseError) and str(result).startswith("NOGROUP"):
                     pass  # an acknowledgement of what a broker that lost its data no longer knows

@@ -67,7 +67,7 @@ def test_every_operation_does_as_described(served: Served, method: str, path: st
         headers = {"Authorization": "Bearer boss"} if "admin" in path else {}
         response = case.call(base_url=f"http://127.0.0.1:{served.port}", headers=headers, timeout=ANSWER_S)
         statuses[response.status_code] += 1
-        content_type = response.headers.get("Content-Type", [""])[0]
+        content_type = response.headers["content-type"][0]
         is_late = response.status_code == 504 and "X-Request-Timeout" in case.headers
         if not is_late and not (path == "/ready" and response.status_code == 503):
             check(response.status_code, content_type, response.content)
