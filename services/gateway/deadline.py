@@ -7,6 +7,7 @@ from multidict import CIMultiDictProxy
 from shared.errors import InvalidRequest
 
 HEADER = "X-Request-Timeout"
+LONGEST_S = 1e9
 
 
 def timeout_of(headers: CIMultiDictProxy[str], asked_s: float | None, limit_s: float) -> float:
@@ -25,6 +26,8 @@ def _parsed(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= 1e9:
-        raise InvalidRequest(f"The header {HEADER} must be a positive number of seconds.", param=HEADER)
+    if not 0 < seconds <= LONGEST_S:
+        raise InvalidRequest(
+            f"The header {HEADER} must be a number of seconds above 0 and up to {LONGEST_S:g}.", param=HEADER
+        )
     return seconds

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from aiohttp import web
@@ -13,6 +13,7 @@ from msgspec import Meta, Raw, Struct
 from sapwood.grammar.parts import PART_TYPES, AnyPart
 from services.gateway import answers
 from services.gateway.admin import Accepted, LoadReport, ProfileRequest
+from services.gateway.deadline import LONGEST_S
 from services.gateway.event_id import EVENT_ID
 from services.gateway.openai_types import ChatRequest, CompletionRequest
 from services.gateway.replies import json_response
@@ -29,13 +30,57 @@ _GRAMMAR_KINDS: list[Object] = [
 ]
 
 
-class Message(Struct, kw_only=True):
-    """One message of a conversation. Other fields go to the model's chat template as they are."""
+class TextPart(Struct, kw_only=True, tag_field="type", tag="text"):
+    text: str
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[str | Object] | None = None
-    tool_calls: list[Object] | None = None
+
+class RefusalPart(Struct, kw_only=True, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+Content: TypeAlias = str | list[str | TextPart | RefusalPart]
+
+
+class SystemMessage(Struct, kw_only=True, tag_field="role", tag="system"):
+    """Other fields of a message go to the model's chat template as they are."""
+
+    content: Content
+
+
+class DeveloperMessage(Struct, kw_only=True, tag_field="role", tag="developer"):
+    """The newer name of a system message."""
+
+    content: Content
+
+
+class UserMessage(Struct, kw_only=True, tag_field="role", tag="user"):
+    content: Content
+
+
+class CalledFunction(Struct, kw_only=True):
+    """arguments: an object, or its JSON as text."""
+
+    name: str
+    arguments: str | Object | None = None
+
+
+class ToolCall(Struct, kw_only=True):
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class AssistantMessage(Struct, kw_only=True, tag_field="role", tag="assistant"):
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ToolMessage(Struct, kw_only=True, tag_field="role", tag="tool"):
+    content: Content
     tool_call_id: str | None = None
+
+
+Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 class ErrorDetail(Struct, kw_only=True):
@@ -158,21 +203,26 @@ class ResponseFormat(Struct, kw_only=True):
     triggers: list[str] | None = None
 
 
-_CHOICES = list[str]
+_CHOICES = Annotated[list[str], Meta(min_length=1)]
+_TEXT = Annotated[str, Meta(min_length=1)]
 _SCHEMA = Object | str
 _SAID_ELSEWHERE: Mapping[str, Any] = {
     # what the decoders leave as it came, for others to look at
     "messages": Annotated[list[Message], Meta(min_length=1)],
+    "logit_bias": Annotated[
+        dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None,
+        Meta(extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+    ],
     "response_format": ResponseFormat | None,
     "structured_outputs": Object | None,
     "guided_json": _SCHEMA | None,
-    "guided_regex": str | None,
+    "guided_regex": _TEXT | None,
     "guided_choice": _CHOICES | None,
-    "guided_grammar": str | None,
+    "guided_grammar": _TEXT | None,
     "json_schema": _SCHEMA | None,
-    "regex": str | None,
-    "ebnf": str | None,
-    "lark": str | None,
+    "regex": _TEXT | None,
+    "ebnf": _TEXT | None,
+    "lark": _TEXT | None,
     "choice": _CHOICES | None,
     "structural_tag": _SCHEMA | None,
 }
@@ -194,7 +244,11 @@ _LAST_EVENT = Header(
     "the last event that the client has of the stream; empty: none",
     {"type": "string", "pattern": f"^({EVENT_ID})?$"},
 )
-_TIMEOUT = Header("X-Request-Timeout", "seconds for the whole answer", {"type": "number", "exclusiveMinimum": 0})
+_TIMEOUT = Header(
+    "X-Request-Timeout",
+    "seconds for the whole answer",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S},
+)
 _IDEMPOTENCY = Header(
     "Idempotency-Key",
     "the same request with the same key gets the same answer, which is made once",

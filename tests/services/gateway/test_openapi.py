@@ -9,8 +9,10 @@ import pytest
 
 from sapwood import grammar
 from services.gateway import openapi
+from services.gateway.conversation import normalise
 from services.gateway.openai_types import ChatRequest, CompletionRequest
 from services.gateway.routes import make_app
+from shared.errors import InvalidRequest
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -66,6 +68,32 @@ def test_response_formats_are_described(document: Any, name: str) -> None:
         check.validate({**body, "response_format": right})
     for wrong in ({}, {"type": "xml"}, {"type": "grammar", "grammar": {"type": "sequence", "items": []}}):
         assert not check.is_valid({**body, "response_format": wrong}), wrong
+
+
+@pytest.mark.parametrize(
+    ("message", "is_right"),
+    [
+        ({"role": "user", "content": "hi", "name": "x"}, True),
+        ({"role": "developer", "content": ["a", {"type": "text", "text": "b"}]}, True),
+        ({"role": "assistant"}, True),
+        ({"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, True),
+        ({"role": "tool", "content": "4", "tool_call_id": "c"}, True),
+        ({"role": "user"}, False),
+        ({"role": "system", "content": None}, False),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, False),
+        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, False),
+        ({"role": "x", "content": "hi"}, False),
+        ({"content": "hi"}, False),
+    ],
+)
+def test_messages_are_described_as_they_are_taken(document: Any, message: Any, is_right: bool) -> None:
+    check = validator(document, document["components"]["schemas"]["ChatRequest"])
+    assert check.is_valid({"model": "m", "messages": [message]}) == is_right
+    if is_right:
+        normalise([message])
+    else:
+        with pytest.raises(InvalidRequest):
+            normalise([message])
 
 
 def test_references_lead_somewhere(document: Any) -> None:
