@@ -13,7 +13,7 @@ from typing import Any
 from services.gateway.call import Call, Choice
 from shared.errors import BusError, ErrorBody, Unavailable
 from shared.messages import Deltas, Rejected
-from shared.streams import Bus, ToGateway, reply_stream
+from shared.streams import Bus, ToGateway, order_of, reply_stream
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Follower:
         far that one is, for an entry that came in between would be nobody's. Returns the last id read."""
         calls, self._waiting = self._waiting, []
         self._behind.add(calls)
-        at = min((call.cursor for call in calls), key=_number)
+        at = min((call.cursor for call in calls), key=order_of)
         while True:
             told = self._cursor
             async for batch in self._bus.read_log(self._stream, after=at):
@@ -135,8 +135,8 @@ class Follower:
                     at = delivery.entry_id
                 await asyncio.sleep(0)  # a long stream, and others want a turn
             if is_followed:
-                at = max(at, told, key=_number)  # of what had been told by then nothing is left to read
-                if _number(at) < _number(self._cursor):
+                at = max(at, told, key=order_of)  # of what had been told by then nothing is left to read
+                if order_of(at) < order_of(self._cursor):
                     continue
             there = [call for call in calls if id(call) in self._behind.calls]
             for call in there:
@@ -207,8 +207,3 @@ def _drop(table: dict[Any, list[Any]], key: object, value: object) -> None:
         table[key] = left
     else:
         del table[key]
-
-
-def _number(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, count = entry_id.partition("-")
-    return int(milliseconds), int(count or 0)

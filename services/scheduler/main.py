@@ -32,7 +32,7 @@ from shared.errors import ConfigError
 from shared.heap import settle_heap
 from shared.messages import Abort
 from shared.service import Context, run_service
-from shared.streams import EVENTS, SCHEDULE, Bus, Delivery, ToScheduler, plan_stream, shard_stream
+from shared.streams import EVENTS, SCHEDULE, Bus, Delivery, ToScheduler, order_of, plan_stream, shard_stream
 
 TICK_S = 0.25
 DEAF_S = 2.5
@@ -64,7 +64,7 @@ class Desk:
     async def read_requests(self) -> None:
         """What is new; what was in flight under an earlier leader; and what one read that had not noticed yet that it
         leads no more."""
-        before_us = _order(await self._bus.newest_id(SCHEDULE))
+        before_us = order_of(await self._bus.newest_id(SCHEDULE))
         async with asyncio.TaskGroup() as tasks:
             for source in (
                 self._bus.groups.read(SCHEDULE, self._consumer, pending_first=True, count=256),
@@ -88,7 +88,7 @@ class Desk:
                             delivery.entry_id,
                             delivery.traceparent,
                             delivery.deadline,
-                            is_replayed=_order(delivery.entry_id) <= before_us,
+                            is_replayed=order_of(delivery.entry_id) <= before_us,
                         )
                     )
             self._wake.set()
@@ -165,12 +165,6 @@ class Desk:
                 outbox.delete(plan_stream(command.worker))
             case Waited():
                 record_wait(command, now)
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    """Entry ids as they compare."""
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number or 0)
 
 
 async def serve(context: Context, settings: Settings) -> None:

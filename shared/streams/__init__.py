@@ -11,7 +11,7 @@ drop what they have (by sequence id and index, or by plan number).
 
 from shared.streams.broker import LOST_CONNECTION, Wire, backoff, connect, wait_for_broker
 from shared.streams.bus import Bus
-from shared.streams.entries import Delivery, Stream
+from shared.streams.entries import Delivery, Stream, order_of
 from shared.streams.names import (
     EVENTS,
     SCHEDULE,
@@ -42,6 +42,7 @@ __all__ = [
     "backoff",
     "connect",
     "control_stream",
+    "order_of",
     "plan_stream",
     "reply_stream",
     "shard_stream",

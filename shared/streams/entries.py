@@ -87,3 +87,9 @@ def raw_entries(reply: Any) -> list[Entry]:
 def family(stream: Stream[Any]) -> str:
     """The stream's name without its addressee: a metric label of few values."""
     return stream.name.partition(":")[0]
+
+
+def order_of(entry_id: str) -> tuple[int, int]:
+    """Entry ids as they compare."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.exceptions import ResponseError
 
 from shared.streams.broker import LOST_CONNECTION, Wire, backoff
-from shared.streams.entries import Delivery, M, Stream, raw_entries
+from shared.streams.entries import Delivery, Entry, M, Stream, order_of, raw_entries
 
 if TYPE_CHECKING:
     from shared.streams.bus import Bus
@@ -28,6 +28,57 @@ BLOCK_MS = 5000
 RECHECK_S = 2.0
 
 
+class _Place:
+    """Where a reader stands: in what is new, or again in what it was sent and may not have got.
+
+    The broker may go on sending to a connection that broke, for as long as a read that it has from there blocks, and
+    meanwhile send to its successor what comes later. So for that long what the reader has got does not tell what it has
+    missed. sure: the entry up to which nothing is missing; got: entries after it that have come."""
+
+    def __init__(self, looks_back: bool) -> None:
+        self._looks_back = looks_back
+        self._at = "0" if looks_back else ">"
+        self._sure = self._newest = "0"
+        self._got: set[bytes] = set()
+        self._began_at = self._ended_at = self._doubts_until = float("-inf")  # of looking back
+        if looks_back:
+            self.lost(time.monotonic())  # an earlier process of our name may have left its reads behind
+
+    def cursor(self, now: float) -> str:
+        """What to read after."""
+        if self._looks_back and self._at == ">" and now - self._ended_at > RECHECK_S:
+            self._at = self._sure
+        if self._at == self._sure:
+            self._began_at = now
+        return self._at
+
+    def lost(self, now: float) -> None:
+        """The connection has broken."""
+        self._doubts_until = now + BLOCK_MS / 1000
+        if self._looks_back:
+            self._at = self._sure
+
+    def take(self, entries: list[Entry]) -> list[Entry]:
+        """Of what was read, what had not come yet."""
+        is_new = self._at == ">"
+        fresh = [entry for entry in entries if entry[1] not in self._got]
+        if not self._looks_back:
+            return fresh
+        if entries:
+            last = entries[-1][1].decode()
+            self._newest = max(self._newest, last, key=order_of)
+            self._got.update(entry[1] for entry in fresh)
+            if not is_new:
+                self._at = last
+        elif not is_new:
+            self._at = ">"
+            self._ended_at = time.monotonic()
+        if self._at == ">" and self._began_at > self._doubts_until:
+            self._sure = self._newest
+            self._got.clear()
+        return fresh
+
+
 class Groups:
     """The consumer groups of a bus."""
 
@@ -43,14 +94,12 @@ class Groups:
         consumers share a group's entries. Survives lost connections and a lost group."""
         key, group = self._bus.key(stream.name), stream.group
         assert group is not None, f"{stream.name} has no consumer group"
-        cursor = newest = "0" if pending_first else ">"
-        checked_at = time.monotonic()
+        place = _Place(pending_first)
         attempt = 0
         wire = Wire(self._bus.client)
         try:
             while True:
-                if cursor == ">" != newest and time.monotonic() - checked_at > RECHECK_S:
-                    cursor = newest
+                cursor = place.cursor(time.monotonic())
                 blocking: tuple[str | int, ...] = ("BLOCK", BLOCK_MS) if cursor == ">" else ()
                 try:
                     (reply,) = await wire.execute(
@@ -61,6 +110,7 @@ class Groups:
                     attempt = 0
                 except LOST_CONNECTION as error:
                     log.warning("reading %s: %s; trying again", stream.name, error)
+                    place.lost(time.monotonic())
                     attempt += 1
                     await backoff(attempt)
                     continue
@@ -69,13 +119,7 @@ class Groups:
                         raise reply
                     await self.create(stream)
                     continue
-                entries = raw_entries(reply)
-                if entries and pending_first:
-                    newest = entries[-1][1].decode()
-                if cursor != ">":
-                    checked_at = time.monotonic()
-                    cursor = newest if entries else ">"
-                deliveries = self._bus.deliveries({key.encode(): stream}, entries)
+                deliveries = self._bus.deliveries({key.encode(): stream}, place.take(raw_entries(reply)))
                 if deliveries:
                     yield deliveries
         finally:

@@ -61,7 +61,7 @@ class Readers:
             for name, one in {
                 "outbox": bus.outbox.run(),
                 "read": self._read(groups.read(SCHEDULE, "me", pending_first=True)),
-                "claim": self._read(groups.claim(SCHEDULE, "me", min_idle_s=60, every_s=0.05)),
+                "claim": self._read(groups.claim(SCHEDULE, "me", min_idle_s=3600, every_s=0.05)),
                 "inherit": self._read(groups.inherit(SCHEDULE, "me", every_s=0.05)),
                 "renew": self._renew(),
                 "follow": self._follow(),

@@ -80,6 +80,37 @@ async def test_what_a_broken_connection_swallowed_is_read_again(bus: Bus, monkey
         await asyncio.wait_for(anext(reading), 0.5)
 
 
+async def test_what_the_broker_sends_to_a_connection_that_broke_is_read_again(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends what comes first there, for it does not know yet, and what comes later to the reader."""
+    monkeypatch.setattr(groups, "RECHECK_S", 0.1)
+    monkeypatch.setattr(groups, "BLOCK_MS", 1000)
+    await bus.groups.create(SCHEDULE)
+    stale = Wire(bus.client)
+    left_behind = asyncio.create_task(
+        stale.execute([("XREADGROUP", "GROUP", "schedulers", "me", "BLOCK", 1000, "STREAMS", bus.key("schedule"), ">")])
+    )
+    await asyncio.sleep(0.2)
+    seen: list[int] = []
+
+    async def read() -> None:
+        async for batch in bus.groups.read(SCHEDULE, "me", pending_first=True):
+            seen.extend(delivery.message.sequence_ids[0] for delivery in batch)  # type: ignore[union-attr]
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.2)
+    for number in range(6):
+        bus.outbox.post(SCHEDULE, Abort(sequence_ids=[number]))
+        await asyncio.sleep(0.2)
+    assert await left_behind
+    await asyncio.sleep(2)
+    reading.cancel()
+    await stale.close()
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5]
+    assert seen[0] != 0
+
+
 async def test_whoever_comes_next_inherits_all_that_others_read(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, consumer in (("a", "first"), ("b", "second"), ("c", "heir")):
         bus.outbox.post(TOKENIZE, a_request(name))
