@@ -18,6 +18,7 @@ NATIVE_ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+MOST_LAYERS = 10_000
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -88,6 +89,7 @@ def load_config(model_path: str) -> PretrainedConfig:
         fields = msgspec.convert(raw, _Fields)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from None
+    _check_layers(raw, file)
     if "quantization_config" in raw:
         method = (fields.quantization_config or {}).get("quant_method", "unknown")
         raise ConfigError(f"{file}: quantised checkpoints are not supported (quantization_config, method {method})")
@@ -102,6 +104,15 @@ def load_config(model_path: str) -> PretrainedConfig:
     if kinds:
         raise ConfigError(f"{file}: layers of type {', '.join(sorted(kinds))} are not supported")
     return config
+
+
+def _check_layers(raw: dict[str, Any], file: Path) -> None:
+    """transformers makes lists of as many entries as there are layers, and checks the numbers later, if at all."""
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            _check_layers(value, file)
+        elif "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise ConfigError(f"{file}: {name} is {value}, which is more than {MOST_LAYERS}")
 
 
 def native_obstacle(config: PretrainedConfig) -> str | None:

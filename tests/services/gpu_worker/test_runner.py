@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3C
 
 from services.gpu_worker import memory, pool_plan
 from services.gpu_worker.memory import GIB, available_memory
-from services.gpu_worker.model_config import context_length, decoder_config, model_dtype, native_obstacle
+from services.gpu_worker.model_config import context_length, decoder_config, load_config, model_dtype, native_obstacle
 from services.gpu_worker.runner import load_runner
 from shared.errors import ConfigError
 from tests.services.gpu_worker.model_testing import TINY
@@ -104,6 +105,13 @@ def test_wrong_arguments_are_named(folder: Path, options: dict[str, object], mes
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
     assert "device cuda is not available" in load_error(folder, device="cuda")
+
+
+@pytest.mark.parametrize("numbers", [{"num_hidden_layers": 2**31}, {"text_config": {"n_layers": 10_001}}])
+def test_a_number_of_layers_that_would_fill_the_memory_is_refused(numbers: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"} | numbers))
+    with pytest.raises(ConfigError, match=r"config.json: n\w*_layers is \d+, which is more than 10000"):
+        load_config(str(tmp_path))
 
 
 def test_wrong_paths_and_broken_configs_are_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
