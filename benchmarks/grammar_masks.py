@@ -28,7 +28,7 @@ from services.gpu_worker.grammar.matcher import empty_mask, empty_masks
 from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.tokenizer.grammar.compile import to_source
-from shared.grammar import caching_compiler, parsed_source
+from shared.grammar import caching_compiler, compile_source
 
 MAX_CHARACTERS = 8192 * 16
 WALKS = 20
@@ -133,7 +133,7 @@ def compiled_twice(vocabulary: Vocabulary, stops: tuple[int, ...], source: str) 
     spent = []
     for extra in ("", 'never_used ::= "x"\n'):  # the compiler would know the same grammar whole
         started = time.thread_time()
-        grammar = compiler.compile_grammar(parsed_source(source + extra))
+        grammar = compile_source(compiler, source + extra)
         spent.append(time.thread_time() - started)
     return grammar, spent[0], spent[1]
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 XGRAMMAR = "xgrammar"
 XGRAMMAR_SOURCE = "xgrammar-source"
+LARK_MARK = "//lark\n"
+"""What a source in Lark begins with; neither EBNF nor JSON does."""
+
 KEY_FAMILY = "grammar:"
 """`Generate.grammar` is such a key without the deployment's prefix: `bus.key(generate.grammar)` is to be read."""
 
@@ -39,11 +42,11 @@ MAX_SOURCE_BYTES = 2**20
 class CompiledGrammar(Record, frozen=True, kw_only=True):
     """The value at a grammar's key, as msgpack.
 
-    engine: `xgrammar`: serialized is `CompiledGrammar.serialize_json()` in UTF-8, and source the same grammar as EBNF,
-    for whoever wants to look. `xgrammar-source`: source is to be compiled, EBNF or a structural tag as JSON, which
-    has been done once and takes less time than to read the serialized form (that grows with the square of the number
-    of rules, and is read under Python's lock); stop_token_ids and vocab_size describe the vocabulary that it was
-    compiled for."""
+    source: EBNF, a structural tag as JSON, or Lark, for `compile_source`.
+    engine: `xgrammar`: serialized is `CompiledGrammar.serialize_json()` in UTF-8 of what source becomes.
+    `xgrammar-source`: source is to be compiled, which has been done once and takes less time than to read the
+    serialized form (that grows with the square of the number of rules, and is read under Python's lock);
+    stop_token_ids and vocab_size describe the vocabulary that it was compiled for."""
 
     engine: str
     serialized: bytes
@@ -93,13 +96,17 @@ def caching_compiler(info: "xgrammar.TokenizerInfo") -> "xgrammar.GrammarCompile
     return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=True, cache_limit_bytes=COMPILER_CACHE_BYTES)
 
 
-def parsed_source(source: str) -> "xgrammar.Grammar":
-    """EBNF begins with a rule, a structural tag with a brace."""
-    import xgrammar
+def compile_source(compiler: "xgrammar.GrammarCompiler", source: str) -> "xgrammar.CompiledGrammar":
+    """A grammar as `CompiledGrammar.source` has it: EBNF begins with a rule, a structural tag with a brace, Lark with
+    LARK_MARK. Raises RuntimeError for what xgrammar cannot read.
 
+    Always from the text: a compiler with a cache prints a grammar that it is given as an object and reads that again,
+    and what it prints may mean something else (a class that begins with a caret, a hex digit behind an escape, NUL)."""
     if source.startswith("{"):
-        return xgrammar.Grammar.from_structural_tag(source)
-    return xgrammar.Grammar.from_ebnf(source)
+        return compiler.compile_structural_tag(source)
+    if source.startswith(LARK_MARK):
+        return compiler.compile_lark(source.removeprefix(LARK_MARK))
+    return compiler.compile_grammar(source)
 
 
 def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[int]) -> "xgrammar.TokenizerInfo":

@@ -27,7 +27,7 @@ from benchmarks.structured.kinds import expression, schema
 from services.tokenizer.config import Settings
 from services.tokenizer.grammar.compile import to_source
 from services.tokenizer.model_files import ModelFiles, load_model_files
-from shared.grammar import parsed_source
+from shared.grammar import compile_source
 
 Json = Any
 PROMPT = "Write an example of a record, as it would be in real life:\n"
@@ -42,7 +42,7 @@ class Prefixes:
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def has(self, kind: str, source: str, text: str) -> bool:
-        grammar = self._compiler.compile_grammar(parsed_source(to_source(kind, source, self._max_characters)))
+        grammar = compile_source(self._compiler, to_source(kind, source, self._max_characters))
         return bool(xgrammar.GrammarMatcher(grammar).accept_string(text.removesuffix("\ufffd")))
 
 

@@ -33,7 +33,7 @@ from services.tokenizer.grammar.protocol import Compiled, Job, Setup
 from services.tokenizer.grammar.service import MEBIBYTE
 from services.tokenizer.model_files import ModelFiles, load_model_files
 from shared.errors import Overloaded
-from shared.grammar import MAX_SOURCE_BYTES, caching_compiler, decode, parsed_source, tokenizer_info
+from shared.grammar import MAX_SOURCE_BYTES, caching_compiler, compile_source, decode, tokenizer_info
 
 Json = Any
 
@@ -173,7 +173,7 @@ class Walker:
 
 def walk(walker: Walker, case: Case, source: str, walks: int, max_tokens: int) -> None:
     check = validator(case.schema)
-    grammar = walker.compiler.compile_grammar(parsed_source(source))
+    grammar = compile_source(walker.compiler, source)
     for out, is_whole in walker.answers(grammar, walks, max_tokens):
         case.answers += 1
         if is_whole:

@@ -12,7 +12,7 @@ import xgrammar
 from services.gpu_worker.grammar.matcher import I32, bit_of
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError
-from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, parsed_source
+from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, compile_source
 
 MAX_THREADS = 16
 WORTH_THREADS_S = 0.002
@@ -46,7 +46,7 @@ def load(record: CompiledGrammar, vocabulary: Vocabulary) -> "XGrammarCompiled":
                 f"the grammar was compiled for {vocab_size} tokens; the model has {vocabulary.vocab_size}"
             )
         if record.engine == XGRAMMAR_SOURCE:
-            grammar = vocabulary.compiler(stop_token_ids).compile_grammar(parsed_source(record.source))
+            grammar = compile_source(vocabulary.compiler(stop_token_ids), record.source)
         else:
             info = vocabulary.info(stop_token_ids)
             grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)

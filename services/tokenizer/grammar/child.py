@@ -22,8 +22,8 @@ from shared.grammar import (
     XGRAMMAR_SOURCE,
     CompiledGrammar,
     caching_compiler,
+    compile_source,
     encode,
-    parsed_source,
     tokenizer_info,
 )
 
@@ -74,10 +74,8 @@ def _tokenizer_info(setup: Setup) -> "xgrammar.TokenizerInfo":
 def _answer(job: Job, compiler: "xgrammar.GrammarCompiler", setup: Setup) -> Answer:
     try:
         source = to_source(job.kind, job.source, setup.max_characters)
-        grammar = parsed_source(source)
-        compiled = compiler.compile_grammar(grammar)
-        text = str(grammar)
-        if text.count("::=") > MAX_SERIALIZED_RULES:
+        grammar = compile_source(compiler, source)
+        if str(grammar.grammar).count("::=") > MAX_SERIALIZED_RULES:
             record = CompiledGrammar(
                 engine=XGRAMMAR_SOURCE,
                 serialized=b"",
@@ -86,8 +84,8 @@ def _answer(job: Job, compiler: "xgrammar.GrammarCompiler", setup: Setup) -> Ans
                 vocab_size=setup.vocab_size,
             )
         else:
-            serialized = compiled.serialize_json().encode()
-            record = CompiledGrammar(engine=XGRAMMAR, serialized=serialized, source=text)
+            serialized = grammar.serialize_json().encode()
+            record = CompiledGrammar(engine=XGRAMMAR, serialized=serialized, source=source)
         return Compiled(grammar=encode(record))
     except Unenforceable as error:
         return Refused(message=str(error))

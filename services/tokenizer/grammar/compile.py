@@ -3,7 +3,6 @@
 import json
 
 import msgspec
-import xgrammar
 
 from services.tokenizer.grammar import ebnf, lookaround
 from services.tokenizer.grammar.composed import composed
@@ -15,18 +14,19 @@ from services.tokenizer.grammar.rules import Rules, automaton_rule, literal, tex
 from services.tokenizer.grammar.schema.document import load
 from services.tokenizer.grammar.schema.emit import emit
 from services.tokenizer.grammar.structural_tag import prepared
+from shared.grammar import LARK_MARK
 
 ANY_OBJECT = '{"type": "object"}'
 
 
 def to_source(kind: str, source: str, max_characters: int) -> str:
-    """A constraint of any kind as xgrammar reads it: EBNF with the root rule `root`, or a structural tag as JSON.
-    max_characters: what an answer can have at most. Raises Unenforceable, or RuntimeError as xgrammar does."""
+    """A constraint of any kind as `shared.grammar.compile_source` reads it. max_characters: what an answer can have at
+    most. Raises Unenforceable."""
     match kind:
         case "structural_tag":
             return json.dumps(prepared(load(source), max_characters))
         case "lark":
-            return str(xgrammar.Grammar.from_lark(ebnf.checked_lark(source)))
+            return LARK_MARK + ebnf.checked_lark(source)
     return to_ebnf(kind, source, max_characters)
 
 

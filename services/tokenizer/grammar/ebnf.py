@@ -20,6 +20,8 @@ _LARK_TOKEN = re.compile(
 )
 _ROOT = re.compile(r"^[ \t]*root(?:\[[^\]]*\])?[ \t]*::=", re.MULTILINE)
 _START = re.compile(r"^[?!]*start\b[^:\n]*:", re.MULTILINE)
+_CLASS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]", re.DOTALL)
+_BEGINS_WITH_CARET = re.compile(r"\[\\(?:\^|x5e|u005e)", re.IGNORECASE)
 _LARK_REFUSED = re.compile(r"^[ \t]*%(json|declare|override|extend|llguidance)\b", re.MULTILINE)
 
 
@@ -39,6 +41,10 @@ def checked_lark(source: str) -> str:
     if refused is not None:
         raise Unenforceable(f"uses %{refused.group(1)}, which is not supported")
     _check(source, _LARK_TOKEN)
+    for regex in _LARK_TOKEN.finditer(source):
+        if regex.group().startswith("/") and any(map(_BEGINS_WITH_CARET.match, _CLASS.findall(regex.group()))):
+            # xgrammar would take the class for its contrary
+            raise Unenforceable("has a class that begins with '\\^' in an expression; that must stand elsewhere in it")
     return source
 
 

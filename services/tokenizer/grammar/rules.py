@@ -4,7 +4,6 @@ An expression is a piece of a rule's body as text. In JSON strings (`is_json`) a
 there, in one way only: quotes, backslashes and line breaks by their short escapes, all others as they are.
 """
 
-import re
 from collections.abc import Callable, Iterable
 
 from services.tokenizer.grammar import charset
@@ -33,7 +32,6 @@ MAX_SHARED_LOOP = 48
 
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPED: Chars = charset.of("".join(ESCAPES))
-_BEFORE_DIGIT = re.compile(r"([^ -~](?=[0-9A-Fa-f]))")
 _CONTROL: Chars = ((0, 0x1F),)
 JSON_PLAIN: Chars = charset.difference(charset.ANY, charset.union([*_ESCAPED, *_CONTROL]))
 """Characters that stand for themselves in a JSON string."""
@@ -112,21 +110,7 @@ def literal(text: str) -> str:
     """An expression for exactly this text. Raises Unenforceable for one that is very long."""
     if len(text) > MAX_LITERAL:
         raise Unenforceable(f"has a name or value of {len(text)} characters, more than {MAX_LITERAL}")
-    if not text:
-        return EMPTY
-    # xgrammar's cache prints a grammar and reads it again: it would take a hex digit behind an escape to be part of it
-    parts = _BEFORE_DIGIT.split(text)
-    quoted = (
-        _char_class_of(part) if place % 2 else '"' + "".join(map(_quoted, part)) + '"'
-        for place, part in enumerate(parts)
-        if part
-    )
-    joined = " ".join(quoted)
-    return joined if len(parts) == 1 else f"({joined})"
-
-
-def _char_class_of(char: str) -> str:
-    return f"[{_class_char(ord(char))}]"
+    return '"' + "".join(map(_quoted, text)) + '"' if text else EMPTY
 
 
 def alternatives(parts: Iterable[str]) -> str:

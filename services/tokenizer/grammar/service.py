@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Counts changes of what constraints are turned into; part of every key."""
 
 KINDS = frozenset({"json_object", "json_schema", "regex", "ebnf", "lark", "choice", "structural_tag", "grammar"})

@@ -11,7 +11,7 @@ import numpy as np
 import xgrammar
 
 from services.tokenizer.grammar.compile import to_source
-from shared.grammar import parsed_source
+from shared.grammar import compile_source
 
 MAX_CHARACTERS = 8192 * 16
 
@@ -39,7 +39,7 @@ class Walker:
 
     def compile(self, kind: str, source: str) -> xgrammar.CompiledGrammar:
         """Raises Unenforceable."""
-        return self._compiler.compile_grammar(parsed_source(to_source(kind, source, MAX_CHARACTERS)))
+        return compile_source(self._compiler, to_source(kind, source, MAX_CHARACTERS))
 
     def answers(
         self,

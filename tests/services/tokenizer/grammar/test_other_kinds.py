@@ -50,6 +50,7 @@ def test_lark(walker: Walker) -> None:
         ("ebnf", 'root ::= "a"{1,99999}', "repeat"),
         ("lark", 'root: "a"', "no rule 'start'"),
         ("lark", "start: %json {}\n%json {}", "%json"),
+        ("lark", r"start: /[a\]]x[\^~]/", "class that begins"),
         ("structural_tag", "[]", "object"),
         ("structural_tag", "{}", "format"),
         ("structural_tag", "{", "JSON"),

@@ -9,7 +9,6 @@ import xgrammar
 
 from services.tokenizer.grammar.automaton import components
 from services.tokenizer.grammar.compile import to_ebnf
-from shared.grammar import caching_compiler, parsed_source
 from tests.services.tokenizer.grammar.random_walk import MAX_CHARACTERS, Walker
 
 
@@ -129,10 +128,3 @@ def test_bounds_beyond_any_number_are_none(walker: Walker) -> None:
     assert accepts(walker, schema, 5)
     assert accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 3)
     assert not accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 2)
-
-
-@pytest.mark.parametrize("text", ["\xe9\xe9draft", "x\x01f0", "\x7fa\xfcb", "\U0001f600ab", "\xe9d\xe9e\xe9f"])
-def test_an_escape_before_a_hex_digit_survives_the_compiler_s_cache(walker: Walker, text: str) -> None:
-    source = to_ebnf("choice", json.dumps([text, "other"]), MAX_CHARACTERS)
-    grammar = caching_compiler(walker.info).compile_grammar(parsed_source(source))
-    assert is_match(grammar, text)
