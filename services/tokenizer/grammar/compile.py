@@ -4,13 +4,14 @@ import json
 
 import msgspec
 
-from services.tokenizer.grammar import ebnf, lookaround
+from services.tokenizer.grammar import ebnf
+from services.tokenizer.grammar.automaton import automaton
 from services.tokenizer.grammar.composed import composed
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_CHOICES
-from services.tokenizer.grammar.pattern import NOTHING
+from services.tokenizer.grammar.pattern import NOTHING, has_look
 from services.tokenizer.grammar.regex import parse_whole
-from services.tokenizer.grammar.rules import Rules, automaton_rule, literal, text_expression
+from services.tokenizer.grammar.rules import Rules, literal, text_expression
 from services.tokenizer.grammar.schema.document import load
 from services.tokenizer.grammar.schema.emit import emit
 from services.tokenizer.grammar.structural_tag import prepared
@@ -50,15 +51,10 @@ def to_ebnf(kind: str, source: str, max_characters: int) -> str:
 
 
 def _regex(source: str, rules: Rules) -> str:
-    if lookaround.split(source, is_whole=True).is_plain:
-        pattern = parse_whole(source)
-        if pattern == NOTHING:
-            raise Unenforceable("matches no text")
-        return text_expression(pattern, rules, is_json=False)
-    dfa = lookaround.whole(source)
-    if dfa.is_empty:
+    pattern = parse_whole(source)
+    if pattern == NOTHING or (has_look(pattern) and automaton(pattern).is_empty):
         raise Unenforceable("matches no text")
-    return automaton_rule(dfa, rules, is_json=False)
+    return text_expression(pattern, rules, is_json=False)
 
 
 def _choice(source: str, rules: Rules) -> str:

@@ -25,10 +25,11 @@ from sapwood.grammar.parts import (
     children,
 )
 from services.tokenizer.grammar import charset, pattern
-from services.tokenizer.grammar.automaton import automaton, subtracted
+from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.dfa import subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_RULES
-from services.tokenizer.grammar.pattern import NOTHING, One, Pattern
+from services.tokenizer.grammar.pattern import NOTHING, One, Pattern, has_look
 from services.tokenizer.grammar.regex import parse_whole
 from services.tokenizer.grammar.rules import (
     EMPTY,
@@ -80,6 +81,8 @@ class _Patterns:
                 found = parse_whole(source)
             except Unenforceable as error:
                 raise GrammarError(error.message) from None
+            if has_look(found):
+                raise GrammarError("looks around in the text or has anchors in the middle, which a part cannot")
             if found == NOTHING:
                 raise GrammarError("matches no text")
             self._known[source] = found

@@ -32,11 +32,24 @@ class Repeat:
     most: int | None
 
 
-Pattern = One | Seq | Alt | Repeat
+@dataclass(frozen=True, slots=True)
+class Look:
+    """No character, but a condition on a place: that the pattern matches what comes next, or what came last."""
+
+    pattern: "Pattern"
+    is_ahead: bool
+    is_negated: bool
+
+
+Pattern = One | Seq | Alt | Repeat | Look
 
 EMPTY = Seq(())
 NOTHING = Alt(())
 """Matches no text at all."""
+
+BEGIN = Look(One(ANY), is_ahead=False, is_negated=True)
+END = Look(One(ANY), is_ahead=True, is_negated=True)
+"""The ends of the text."""
 
 ANYTHING = Repeat(One(ANY), 0, None)
 
@@ -80,11 +93,24 @@ def optional(part: Pattern) -> Pattern:
     return repeat(part, 0, 1)
 
 
+def has_look(pattern: Pattern) -> bool:
+    match pattern:
+        case One():
+            return False
+        case Look():
+            return True
+        case Repeat(part):
+            return has_look(part)
+    return any(map(has_look, pattern.parts))
+
+
 def lengths(pattern: Pattern) -> tuple[int, int | None]:
     """(least, most) characters of a match; (0, 0) for a pattern that matches nothing. most None: no bound."""
     match pattern:
         case One():
             return 1, 1
+        case Look():
+            return 0, 0
         case Seq(parts):
             bounds = [lengths(part) for part in parts]
             tops = [most for _, most in bounds]
@@ -111,7 +137,7 @@ def shrunk(pattern: Pattern, room: int) -> Pattern:
     if high is not None and high <= room:
         return pattern
     match pattern:
-        case One():
+        case One() | Look():
             return pattern
         case Seq(parts):
             return seq(shrunk(part, share) for part, share in zip(parts, _shares(parts, room), strict=True))

@@ -1,8 +1,8 @@
 r"""Regular expressions, in what ECMAScript and Python have in common, as patterns.
 
 Where the two differ, the narrower reading is taken, so that a match is one in both: `\d`, `\w` and `\s` are ASCII and
-few spaces, their negations leave out what either counts, `.` leaves out every line break, `$` is the very end.
-Lookaround, back-references, flags and anchors in the middle are refused by name.
+few spaces, their negations leave out what either counts, `.` leaves out every line break, `$` is the very end. What
+must not follow or come before is read the wider way for the same reason. Back-references and flags are refused by name.
 """
 
 import re
@@ -25,25 +25,30 @@ from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_DEPTH, MAX_REPEAT
 from services.tokenizer.grammar.pattern import (
     ANYTHING,
+    BEGIN,
     EMPTY,
+    END,
     NOTHING,
     Alt,
+    Look,
     One,
     Pattern,
     Repeat,
     Seq,
     alt,
+    has_look,
     repeat,
     seq,
 )
 
-BEGIN = One(((-1, -1),))
-END = One(((-2, -2),))
-"""Anchors, until `_anchored` has made them part of the tree."""
+MAX_WAYS = 64
+"""Ways through alternatives with anchors that are told apart; of more, the anchors are conditions."""
 
 _NARROW = {"d": DIGIT, "w": WORD, "s": SPACE}
 _CONTROL = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
-_LOOKAROUND = {"=": "lookahead", "!": "negative lookahead", "<=": "lookbehind", "<!": "negative lookbehind"}
+_LOOKS = {"=": (True, False), "!": (True, True), "<=": (False, False), "<!": (False, True)}
+"""Whether it looks ahead, and whether for what must not be."""
+
 _QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}", re.ASCII)
 _NAME = re.compile(r"P?<[^\W\d]\w*>")
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
@@ -51,21 +56,63 @@ _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|
 
 def parse_whole(source: str) -> Pattern:
     """What must match the whole text; anchors at its ends are allowed and mean nothing."""
-    return _anchored(_Parser(source).whole(), source, is_open=False)
+    return _anchored(_Parser(source).whole(), is_open=False)
 
 
-def parse_search(source: str) -> Pattern:
-    """What must match somewhere in the text, as JSON Schema's `pattern`: a pattern of the whole text."""
-    return _anchored(_Parser(source).whole(), source, is_open=True)
+def parse_search(source: str, *, is_wide: bool = False) -> Pattern:
+    """What must match somewhere in the text, as JSON Schema's `pattern`: a pattern of the whole text. is_wide: read so
+    that all is found that some dialect would find."""
+    return _anchored(_Parser(source, is_wide=is_wide).whole(), is_open=True)
 
 
 def _one(chars: Chars) -> Pattern:
     return One(chars) if chars else NOTHING
 
 
+def _looks_ahead(pattern: Pattern) -> bool:
+    match pattern:
+        case One():
+            return False
+        case Look(inner, is_ahead):
+            return is_ahead or _looks_ahead(inner)
+        case Repeat(part):
+            return _looks_ahead(part)
+    return any(map(_looks_ahead, pattern.parts))
+
+
+def _word_border(*, is_wide: bool) -> Pattern:
+    """A word's character on one side only: of the narrow kind, and on the other side none of the wide one."""
+    words = One(WORD), One(wide("w"))
+    pairs = [(one, one) for one in words] if is_wide else [words]
+    return alt(
+        way
+        for inside, outside in pairs
+        for way in (seq([_is(inside, False), _not(outside, True)]), seq([_not(outside, False), _is(inside, True)]))
+    )
+
+
+def _no_word_border(*, is_wide: bool) -> Pattern:
+    """Such characters on both sides, or none on either."""
+    words = One(WORD), One(wide("w"))
+    inside, outside = reversed(words) if is_wide else words
+    return alt([seq([_is(inside, False), _is(inside, True)]), seq([_not(outside, False), _not(outside, True)])])
+
+
+def _is(char: One, is_ahead: bool) -> Look:
+    return Look(char, is_ahead, is_negated=False)
+
+
+def _not(char: One, is_ahead: bool) -> Look:
+    return Look(char, is_ahead, is_negated=True)
+
+
+_WIDE_END = alt([END, Look(seq([One(of("\n")), END]), is_ahead=True, is_negated=False)])
+
+
 class _Parser:
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, is_wide: bool = False) -> None:
         self._source = source
+        self._is_wide = is_wide
         self._at = 0
         self._depth = 0
 
@@ -97,7 +144,7 @@ class _Parser:
         parts = [self._sequence()]
         while self._take("|"):
             parts.append(self._sequence())
-        return alt(parts) if not any(_has_anchor(part) for part in parts) else Alt(tuple(parts))
+        return alt(parts)
 
     def _sequence(self) -> Pattern:
         parts: list[Pattern] = []
@@ -109,8 +156,8 @@ class _Parser:
         bounds = self._bounds()
         if bounds is None:
             return part
-        if part in (BEGIN, END):
-            raise self._error("repeats an anchor")
+        if isinstance(part, Look):
+            raise self._error("repeats an anchor or lookaround")
         least, most = bounds
         if most is not None and most < least:
             raise self._error(f"has a repeat {{{least},{most}}} whose bounds are in the wrong order")
@@ -149,11 +196,11 @@ class _Parser:
             case "[":
                 return _one(self._class())
             case ".":
-                return One(difference(ANY, NEWLINES))
+                return One(difference(ANY, of("\n") if self._is_wide else NEWLINES))
             case "^":
                 return BEGIN
             case "$":
-                return END
+                return _WIDE_END if self._is_wide else END
             case "\\":
                 return self._escape()
             case "*" | "+" | "?":
@@ -166,9 +213,9 @@ class _Parser:
         if self._depth > MAX_DEPTH:
             raise self._error(f"has groups nested more than {MAX_DEPTH} deep")
         if self._take("?"):
-            for mark, name in _LOOKAROUND.items():
-                if self._peek(mark):
-                    raise self._error(f"has a {name}, which is not supported,")
+            for mark, (is_ahead, is_negated) in _LOOKS.items():
+                if self._take(mark):
+                    return self._look(is_ahead, is_negated)
             named = _NAME.match(self._source, self._at)
             if named is not None:
                 self._at = named.end()
@@ -178,11 +225,23 @@ class _Parser:
                 raise self._error("has an atomic group, which is not supported,")
             elif not self._take(":"):
                 raise self._error("has flags or a group of an unknown kind, which is not supported,")
+        return self._closed()
+
+    def _closed(self) -> Pattern:
         inner = self._alternatives()
         if not self._take(")"):
             raise self._error("has an unmatched '('")
         self._depth -= 1
         return inner
+
+    def _look(self, is_ahead: bool, is_negated: bool) -> Pattern:
+        is_wide = self._is_wide
+        self._is_wide = is_wide != is_negated
+        inner = self._closed()
+        self._is_wide = is_wide
+        if not is_ahead and _looks_ahead(inner):
+            raise self._error("looks ahead within a lookbehind, which is not supported,")
+        return Look(inner, is_ahead, is_negated)
 
     def _escape(self) -> Pattern:
         char = self._next()
@@ -192,10 +251,12 @@ class _Parser:
             case "Z" | "z":
                 return END
             case "b" | "B":
-                raise self._error("has a word boundary, which is not supported,")
+                return _word_border(is_wide=self._is_wide) if char == "b" else _no_word_border(is_wide=self._is_wide)
             case "k" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9":
                 raise self._error("has a back-reference, which is not supported,")
         narrow, wider = self._escaped(char)
+        if self._is_wide:
+            return _one(complement(self._least(wider)) if narrow is None else wider)
         return _one(complement(wider) if narrow is None else narrow)
 
     def _escaped(self, char: str) -> tuple[Chars | None, Chars]:
@@ -266,7 +327,8 @@ class _Parser:
             # of a negated set inside: what is surely in it, and what may be in it by some dialect
             narrow += complement(most) if low is None else low
             wider += complement(self._least(most)) if low is None else most
-        return complement(union(wider)) if is_negated else union(narrow)
+        chars = union(wider if is_negated != self._is_wide else narrow)
+        return complement(chars) if is_negated else chars
 
     @staticmethod
     def _least(most: Chars) -> Chars:
@@ -293,48 +355,42 @@ _CATEGORIES = {
 }  # fmt: skip
 
 
-def _has_anchor(pattern: Pattern) -> bool:
-    match pattern:
-        case One():
-            return pattern in (BEGIN, END)
-        case Seq(parts) | Alt(parts):
-            return any(map(_has_anchor, parts))
-        case Repeat(part):
-            return _has_anchor(part)
-
-
-def _anchored(pattern: Pattern, source: str, *, is_open: bool) -> Pattern:
-    """The pattern without anchors; is_open: where there was none, anything may stand before and behind."""
+def _anchored(pattern: Pattern, *, is_open: bool) -> Pattern:
+    """The pattern of the whole text; is_open: where there was no anchor, anything may stand before and behind. Anchors
+    at the ends of alternatives are gone then, others are conditions."""
     around = ANYTHING if is_open else EMPTY
-    if not _has_anchor(pattern):
+    ways = _unanchored(pattern) if has_look(pattern) else [(False, pattern, False)]
+    if ways is None:
         return seq([around, pattern, around])
-    return alt(
-        seq([EMPTY if begins else around, inner, EMPTY if ends else around])
-        for begins, inner, ends in _unanchored(pattern)
-    )
+    return alt(seq([EMPTY if begins else around, inner, EMPTY if ends else around]) for begins, inner, ends in ways)
 
 
-def _unanchored(pattern: Pattern) -> list[tuple[bool, Pattern, bool]]:
-    """(begins at the start, pattern, ends at the end), one for each way through alternatives that have anchors."""
-    if not _has_anchor(pattern):
+def _unanchored(pattern: Pattern) -> list[tuple[bool, Pattern, bool]] | None:
+    """(begins at the start, pattern, ends at the end), one for each way through alternatives that have anchors. None:
+    there are too many, anchors in the middle, or other conditions."""
+    if not has_look(pattern):
         return [(False, pattern, False)]
     match pattern:
-        case One():
-            return [(True, EMPTY, False)] if pattern == BEGIN else [(False, EMPTY, True)]
+        case Look():
+            return [(True, EMPTY, False)] if pattern == BEGIN else [(False, EMPTY, True)] if pattern == END else None
         case Alt(parts):
-            return [way for part in parts for way in _unanchored(part)]
+            found = [_unanchored(part) for part in parts]
+            return None if None in found else [way for ways in found for way in ways or ()]
         case Seq(parts):
             ways: list[tuple[bool, Pattern, bool]] = [(False, EMPTY, False)]
             for part in parts:
-                ways = [_joined(before, behind) for before in ways for behind in _unanchored(part)]
-                if len(ways) > 64:
-                    break
-            else:
-                return ways
-    raise Unenforceable("has anchors ('^' or '$') in the middle of the expression, which is not supported")
+                behind = _unanchored(part)
+                joined = [_joined(one, other) for one in ways for other in behind or ()]
+                if behind is None or None in joined or len(joined) > MAX_WAYS:
+                    return None
+                ways = [way for way in joined if way is not None]
+            return ways
+    return None
 
 
-def _joined(before: tuple[bool, Pattern, bool], behind: tuple[bool, Pattern, bool]) -> tuple[bool, Pattern, bool]:
+def _joined(
+    before: tuple[bool, Pattern, bool], behind: tuple[bool, Pattern, bool]
+) -> tuple[bool, Pattern, bool] | None:
     if (behind[0] and before[1] != EMPTY) or (before[2] and behind[1] != EMPTY):
-        raise Unenforceable("has an anchor ('^' or '$') in the middle of the expression, which is not supported")
+        return None
     return before[0] or behind[0], seq([before[1], behind[1]]), before[2] or behind[2]

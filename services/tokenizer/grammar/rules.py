@@ -7,11 +7,12 @@ there, in one way only: quotes, backslashes and line breaks by their short escap
 from collections.abc import Callable, Iterable
 
 from services.tokenizer.grammar import charset
-from services.tokenizer.grammar.automaton import Dfa, automaton, components
+from services.tokenizer.grammar.automaton import automaton
 from services.tokenizer.grammar.charset import Chars
+from services.tokenizer.grammar.dfa import Dfa, components
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_GRAMMAR_CHARACTERS, MAX_RULES
-from services.tokenizer.grammar.pattern import Alt, One, Pattern, Repeat, Seq, lengths
+from services.tokenizer.grammar.pattern import Alt, Look, One, Pattern, Repeat, Seq, lengths
 
 EMPTY = '""'
 MAX_RUN = 128
@@ -202,8 +203,8 @@ def _element(pattern: Pattern, rules: Rules, *, is_json: bool) -> str:
             return one_of(chars, is_json=is_json)
         case Seq():
             return pattern_expression(pattern, rules, is_json=is_json)
-        case Alt(()):
-            raise AssertionError("a pattern that nothing matches has no expression")
+        case Alt(()) | Look():
+            raise AssertionError("what matches nothing or no character has no expression")
         case Alt(parts):
             return alternatives(pattern_expression(part, rules, is_json=is_json) for part in parts)
         case Repeat(One(chars), least, int(most)):
@@ -219,6 +220,8 @@ def is_simple(pattern: Pattern, inside: bool = False) -> bool:
     match pattern:
         case One():
             return True
+        case Look():
+            return False
         case Seq(parts) | Alt(parts):
             return all(is_simple(part, inside) for part in parts)
         case Repeat(part, _, most):

@@ -54,7 +54,7 @@ def _text_admits(asked: Text, value: str) -> bool:
         asked.least <= len(value)
         and (asked.most is None or len(value) <= asked.most)
         and all(FORMATS.search(source).matches(value) for source in asked.patterns)
-        and not any(FORMATS.search(source).matches(value) for source in asked.excluded_patterns)
+        and not any(FORMATS.search_widely(source).matches(value) for source in asked.excluded_patterns)
     )
 
 

@@ -2,9 +2,9 @@
 
 import functools
 
-from services.tokenizer.grammar import lookaround
-from services.tokenizer.grammar.automaton import Dfa, automaton
-from services.tokenizer.grammar.pattern import Pattern
+from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.dfa import Dfa
+from services.tokenizer.grammar.pattern import Pattern, has_look
 from services.tokenizer.grammar.regex import parse_search, parse_whole
 
 _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -58,11 +58,17 @@ class Formats:
     @functools.cache  # noqa: B019
     def searched(self, source: str) -> Pattern | None:
         """What a text looks like in which a regex finds a match; None: only an automaton can say it."""
-        return parse_search(source) if lookaround.split(source).is_plain else None
+        pattern = parse_search(source)
+        return None if has_look(pattern) else pattern
 
     @functools.cache  # noqa: B019
     def search(self, source: str) -> Dfa:
-        return lookaround.searched(source)
+        return automaton(parse_search(source))
+
+    @functools.cache  # noqa: B019
+    def search_widely(self, source: str) -> Dfa:
+        """Where what is found must not be: all that some dialect finds."""
+        return automaton(parse_search(source, is_wide=True))
 
 
 FORMATS = Formats()

@@ -9,8 +9,9 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 
-from services.tokenizer.grammar.automaton import Dfa, automaton, explored, intersected, subtracted
+from services.tokenizer.grammar.automaton import automaton
 from services.tokenizer.grammar.charset import DIGIT
+from services.tokenizer.grammar.dfa import Dfa, alphabet, explored, intersected, subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.pattern import NOTHING, One, Pattern, alt, literal, optional, repeat, seq
 from services.tokenizer.grammar.regex import parse_whole
@@ -230,7 +231,8 @@ def _steps(step: int, places: int) -> Dfa:
         return kind in ("zero", "whole") and rest * 10**places % step == 0
 
     start: State = ("start", 0, 0)
-    return explored(bounds, start, follow, accepts)
+    kinds, _ = alphabet(bounds, lambda span: span)
+    return explored(kinds, start, follow, accepts)
 
 
 def _listed(scaled: int, places: int, asked: Range) -> Pattern:

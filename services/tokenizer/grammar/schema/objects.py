@@ -10,7 +10,8 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from services.tokenizer.grammar import charset
-from services.tokenizer.grammar.automaton import Dfa, automaton, intersected, subtracted, values
+from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.dfa import Dfa, intersected, subtracted, values
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.pattern import ANYTHING as ANY_TEXT
 from services.tokenizer.grammar.pattern import One, alt, literal, repeat, seq
@@ -109,7 +110,7 @@ def _free(emitter: "Emitter", asked: Object, known: dict[str, tuple[Node, bool]]
             own = reduce(intersected, (FORMATS.search(source) for source in matched), names)
             for source in sources:
                 if source not in matched:
-                    own = subtracted(own, FORMATS.search(source))
+                    own = subtracted(own, FORMATS.search_widely(source))
             if not own.is_empty:
                 classes.append(NameClass(own, node))
     return classes

@@ -3,7 +3,8 @@
 from functools import reduce
 
 from services.tokenizer.grammar import charset
-from services.tokenizer.grammar.automaton import Dfa, automaton, intersected, shortest, subtracted
+from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.dfa import Dfa, intersected, shortest, subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
 from services.tokenizer.grammar.pattern import ANYTHING, NOTHING, One, Pattern, lengths, literal, repeat, shrunk
@@ -104,7 +105,7 @@ class Texts:
             parts.append(automaton(repeat(One(charset.ANY), asked.least, None)))
         dfa = reduce(intersected, parts)
         for source in asked.excluded_patterns:
-            dfa = subtracted(dfa, FORMATS.search(source))
+            dfa = subtracted(dfa, FORMATS.search_widely(source))
         for text in excluded:
             dfa = subtracted(dfa, automaton(literal(text)))
         return dfa

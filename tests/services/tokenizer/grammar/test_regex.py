@@ -8,7 +8,8 @@ import re
 import jsonschema
 import pytest
 
-from services.tokenizer.grammar.automaton import automaton, intersected, shortest, subtracted, values
+from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.dfa import intersected, shortest, subtracted, values
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.pattern import lengths, shrunk
 from services.tokenizer.grammar.regex import parse_search, parse_whole

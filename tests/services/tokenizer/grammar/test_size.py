@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import xgrammar
 
-from services.tokenizer.grammar.automaton import components
+from services.tokenizer.grammar.dfa import components
 from services.tokenizer.grammar.compile import to_ebnf
 from tests.services.tokenizer.grammar.random_walk import MAX_CHARACTERS, Walker
 
