@@ -8,7 +8,7 @@ is looked back at has just been read.
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
-from services.tokenizer.grammar.charset import ANY, LAST, Chars
+from services.tokenizer.grammar.charset import ANY, LAST, Chars, contains
 from services.tokenizer.grammar.dfa import DEAD, Alphabet, Dfa, alphabet, explored, too_many_states
 from services.tokenizer.grammar.limits import MAX_STATES
 from services.tokenizer.grammar.pattern import ANYTHING, Alt, Look, One, Pattern, Repeat, Seq, seq
@@ -18,7 +18,13 @@ Thread = tuple[int, Threads, frozenset[Threads]]
 """A place; threads none of which may come to its end from here on; sets of threads of each of which one must."""
 
 MAX_THREADS = 400
-"""In one state of an automaton, those that others depend on included."""
+"""In one state of an automaton."""
+
+MAX_WORK = 1_000_000
+"""Places that are looked at for all states of an automaton: a second."""
+
+MAX_STEPS = 10_000
+"""Sets of threads that are taken a character further, the same of an automaton with looks."""
 
 
 def automaton(pattern: Pattern) -> Dfa:
@@ -29,10 +35,29 @@ def automaton(pattern: Pattern) -> Dfa:
     return _Looking(nfa, final).automaton(start) if nfa.conditions else _plain(nfa, start, final)
 
 
+def matches(pattern: Pattern, text: str) -> bool:
+    """Whether the whole text matches; however many states the automaton would have."""
+    nfa = _Nfa()
+    start = nfa.state()
+    final = nfa.build(pattern, start)
+    if nfa.conditions:
+        return _Looking(nfa, final).matches(start, text)
+    states = nfa.closure(frozenset([start]))
+    for char in text:
+        following = (target for state in states for chars, target in nfa.edges[state] if contains(chars, char))
+        states = nfa.closure(frozenset(following))
+    return final in states
+
+
 def _plain(nfa: "_Nfa", start: int, final: int) -> Dfa:
     letters = _Letters(nfa)
+    work = 0
 
     def step(states: frozenset[int]) -> list[frozenset[int] | None]:
+        nonlocal work
+        work += len(states)
+        if work > MAX_WORK:
+            raise too_many_states()
         row: list[set[int] | None] = [None] * len(letters.samples)
         for state in states:
             for kind, target in letters.moves[state]:
@@ -75,10 +100,28 @@ class _Looking:
         self._stepped: dict[tuple[Threads, int, tuple[bool, ...]], Threads] = {}
 
     def automaton(self, start: int) -> Dfa:
-        read = (0,) * len(self._back)
-        threads = self._closure([(start, frozenset(), frozenset())], self._held(read))
         return explored(
-            self._letters.kinds, (read, threads), self._step, lambda state: any(map(self._is_whole, state[1]))
+            self._letters.kinds, self._first(start), self._step, lambda state: any(map(self._is_whole, state[1]))
+        )
+
+    def matches(self, start: int, text: str) -> bool:
+        read, threads = self._first(start)
+        for char in text:
+            kind = self._letters.kinds.kind_of(ord(char))
+            read = self._read(read, kind)
+            threads = self._moved(threads, kind, self._held(read))
+        return any(map(self._is_whole, threads))
+
+    def _first(self, start: int) -> tuple[tuple[int, ...], Threads]:
+        read = (0,) * len(self._back)
+        return read, self._closure([(start, frozenset(), frozenset())], self._held(read))
+
+    def _read(self, read: tuple[int, ...], kind: int) -> tuple[int, ...]:
+        """The states of the automata that look back, behind one more character."""
+        point = self._letters.kinds.bounds[self._letters.samples[kind]]
+        return tuple(
+            DEAD if place == DEAD else dfa.rows[place][dfa.alphabet.kind_of(point)]
+            for dfa, place in zip(self._back, read, strict=True)
         )
 
     def _held(self, read: tuple[int, ...]) -> tuple[bool, ...]:
@@ -87,12 +130,8 @@ class _Looking:
     def _step(self, state: tuple[tuple[int, ...], Threads]) -> list[tuple[tuple[int, ...], Threads] | None]:
         read, threads = state
         out: list[tuple[tuple[int, ...], Threads] | None] = []
-        for kind, sample in enumerate(self._letters.samples):
-            point = self._letters.kinds.bounds[sample]
-            moved = tuple(
-                DEAD if place == DEAD else dfa.rows[place][dfa.alphabet.kind_of(point)]
-                for dfa, place in zip(self._back, read, strict=True)
-            )
+        for kind in range(len(self._letters.samples)):
+            moved = self._read(read, kind)
             following = self._moved(threads, kind, self._held(moved))
             out.append((moved, following) if following else None)
         return out
@@ -101,6 +140,8 @@ class _Looking:
         """Behind one more character."""
         key = (threads, kind, held)
         if key not in self._stepped:
+            if len(self._stepped) > MAX_STEPS:
+                raise too_many_states()
             self._stepped[key] = self._closure(list(self._through(threads, kind, held)), held)
         return self._stepped[key]
 

@@ -1,6 +1,7 @@
 """Sets of characters as sorted, disjoint, non-adjacent ranges of code points, both ends included."""
 
 import functools
+import itertools
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -63,30 +64,42 @@ def contains(chars: Chars, char: str) -> bool:
     return any(low <= ord(char) <= high for low, high in chars)
 
 
+def is_single(chars: Chars) -> bool:
+    """Whether there is one character alone."""
+    return len(chars) == 1 and chars[0][0] == chars[0][1]
+
+
 DIGIT = span("0", "9")
 WORD = union((*DIGIT, *span("A", "Z"), *span("a", "z"), *of("_")))
 SPACE = union((*of("\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000"), *span("\u2000", "\u200a")))
 NEWLINES = of("\n\r\u2028\u2029")
 
 
-def where(holds: Callable[[str], bool]) -> Chars:
-    """All characters for which something holds: a scan of a tenth of a second, to be cached."""
-    ranges: list[tuple[int, int]] = []
-    start: int | None = None
-    for point in range(LAST + 2):
-        inside = point <= LAST and not 0xD800 <= point <= 0xDFFF and holds(chr(point))
-        if inside and start is None:
-            start = point
-        elif not inside and start is not None:
-            ranges.append((start, point - 1))
-            start = None
-    return tuple(ranges)
+@functools.cache
+def _runs() -> list[tuple[int, int, str]]:
+    """(first, last, category) of neighbours of one category that also agree in being alphanumeric and white space: one
+    scan, of a tenth of a second, for all that is asked of them."""
+    runs = []
+    point = 0
+    for look, group in itertools.groupby(
+        map(chr, range(LAST + 1)), lambda char: (unicodedata.category(char), char.isalnum(), char.isspace())
+    ):
+        last = point + sum(1 for _ in group) - 1
+        runs.append((point, last, look[0]))
+        point = last + 1
+    return runs
+
+
+def where(holds: Callable[[str, str], bool]) -> Chars:
+    """All characters for which something holds that their category, `isalnum` and `isspace` tell. holds: of a character
+    and its category."""
+    return union((low, high) for low, high, kind in _runs() if kind != "Cs" and holds(chr(low), kind))
 
 
 @functools.cache
 def category(name: str) -> Chars:
     """Of Unicode's general categories, as `L` or `Lu`."""
-    return where(lambda char: unicodedata.category(char).startswith(name))
+    return where(lambda _, kind: kind.startswith(name))
 
 
 @functools.cache
@@ -96,6 +109,6 @@ def wide(kind: str) -> Chars:
         case "d":
             return union((*DIGIT, *category("Nd")))
         case "w":
-            return union((*WORD, *where(str.isalnum), *category("M"), *category("Pc")))
+            return union((*WORD, *where(lambda char, _: char.isalnum()), *category("M"), *category("Pc")))
         case _:
-            return union((*SPACE, *where(str.isspace), *of("\ufeff\x1c\x1d\x1e\x1f\x85")))
+            return union((*SPACE, *where(lambda char, _: char.isspace()), *of("\ufeff\x1c\x1d\x1e\x1f\x85")))

@@ -7,7 +7,7 @@ import itertools
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from services.tokenizer.grammar.charset import ANY, LAST, Chars, intersection, union
@@ -25,10 +25,18 @@ class Alphabet:
 
     bounds: list[int]
     kinds: list[int]
+    _known: dict[tuple[int, ...], Chars] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
-    def num_kinds(self) -> int:
-        return max(self.kinds) + 1
+    def chars(self, kinds: tuple[int, ...]) -> Chars:
+        """The characters in some classes, which many states have in common."""
+        if kinds not in self._known:
+            inside = frozenset(kinds)
+            ends = [*self.bounds[1:], LAST + 1]
+            spans = [
+                (low, end - 1) for low, end, kind in zip(self.bounds, ends, self.kinds, strict=True) if kind in inside
+            ]
+            self._known[kinds] = intersection(union(spans), ANY)
+        return self._known[kinds]
 
     def kind_of(self, point: int) -> int:
         return self.kinds[bisect_right(self.bounds, point) - 1]
@@ -71,13 +79,11 @@ class Dfa:
 
     def edges(self, state: int) -> dict[int, Chars]:
         """Next state -> the characters that lead there, in order of the first."""
-        spans: dict[int, list[tuple[int, int]]] = {}
-        row, bounds = self.rows[state], self.alphabet.bounds
-        for span, kind in enumerate(self.alphabet.kinds):
-            if row[kind] != DEAD:
-                end = bounds[span + 1] - 1 if span + 1 < len(bounds) else LAST
-                spans.setdefault(row[kind], []).append((bounds[span], end))
-        edges = {target: intersection(union(ranges), ANY) for target, ranges in spans.items()}
+        kinds: dict[int, list[int]] = {}
+        for kind, target in enumerate(self.rows[state]):
+            if target != DEAD:
+                kinds.setdefault(target, []).append(kind)
+        edges = {target: self.alphabet.chars(tuple(inside)) for target, inside in kinds.items()}
         return {target: chars for target, chars in edges.items() if chars}
 
 
@@ -92,10 +98,10 @@ def subtracted(one: Dfa, other: Dfa) -> Dfa:
 
 def shortest(dfa: Dfa) -> int:
     """Characters of the shortest text that matches, of which there is one."""
-    seen, front, length = {0}, [0], 0
+    seen, front, length = {0}, {0}, 0
     while not any(dfa.accepts[state] for state in front):
-        front = [target for state in front for target in dfa.edges(state) if target not in seen]
-        seen.update(front)
+        front = {target for state in front for target in dfa.edges(state)} - seen
+        seen |= front
         length += 1
         assert front, "nothing matches"
     return length

@@ -156,6 +156,44 @@ def shrunk(pattern: Pattern, room: int) -> Pattern:
             return repeat(part, least, count if most is None else min(most, count))
 
 
+def lengthened(pattern: Pattern, least: int) -> Pattern:
+    """A pattern of matches of at least so many characters, where a repeat can be made to see to that: not of all of
+    them. Otherwise the pattern as it is."""
+    missing = least - lengths(pattern)[0]
+    if missing <= 0:
+        return pattern
+    match pattern:
+        case Seq(parts):
+            for place, part in enumerate(parts):
+                longer = lengthened(part, lengths(part)[0] + missing)
+                if longer != part:
+                    return seq([*parts[:place], longer, *parts[place + 1 :]])
+        case Alt(parts):
+            longest = [one for part in parts if lengths(one := lengthened(part, least))[0] >= least]
+            return alt(longest) if longest else pattern
+        case Repeat(part, low, most):
+            each = lengths(part)[0]
+            count = low + -(-missing // each) if each else 0
+            if each and (most is None or count <= most):
+                return repeat(part, count, most)
+    return pattern
+
+
+def cut(pattern: Pattern, spare: int) -> Pattern:
+    """With no more than so many repeats beyond those that must be; so within what must follow, not what must not."""
+    match pattern:
+        case One():
+            return pattern
+        case Seq(parts):
+            return seq(cut(part, spare) for part in parts)
+        case Alt(parts):
+            return alt(cut(part, spare) for part in parts)
+        case Look(inner, is_ahead, is_negated):
+            return pattern if is_negated else Look(cut(inner, spare), is_ahead, is_negated)
+        case Repeat(part, least, most):
+            return repeat(cut(part, spare), least, None if most is None else min(most, least + spare))
+
+
 def _shares(parts: tuple[Pattern, ...], room: int) -> list[int]:
     """Characters for each part: what it needs, and of the rest as much as it can use or an equal share."""
     bounds = [lengths(part) for part in parts]

@@ -17,7 +17,9 @@ from services.tokenizer.grammar.charset import (
     category,
     complement,
     difference,
+    is_single,
     of,
+    span,
     union,
     wide,
 )
@@ -287,7 +289,8 @@ class _Parser:
         name = self._source[self._at : end]
         self._at = end + 1
         short = _CATEGORIES.get(name, name).removeprefix("gc=").removeprefix("General_Category=")
-        if not re.fullmatch(r"[CLMNPSZ][a-z]?", short) or not (chars := category(short)):
+        chars = _POSIX.get(name) or (category(short) if re.fullmatch(r"[CLMNPSZ][a-z]?", short) else ())
+        if not chars:
             raise self._error(f"has a Unicode property {name[:40]!r} that is not supported,")
         return (None, chars) if is_negated else (chars, chars)
 
@@ -318,12 +321,14 @@ class _Parser:
             low, most = self._class_item()
             if self._peek("-") and not self._peek("-]"):
                 self._at += 1
-                high, _ = self._class_item()
-                if low is None or high is None or len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1]:
-                    raise self._error("has a range whose end is no single character")
-                if high[0][0] < low[0][0] or high[0][0] != high[0][1]:
-                    raise self._error("has a range whose ends are in the wrong order")
-                low = most = ((low[0][0], high[0][0]),)
+                high, most_high = self._class_item()
+                if low is not None and high is not None and is_single(low) and is_single(high):
+                    if high[0][0] < low[0][0]:
+                        raise self._error("has a range whose ends are in the wrong order")
+                    low = most = ((low[0][0], high[0][0]),)
+                else:  # as in `[\\w-.]`: ECMAScript takes the hyphen for itself, Python for an error
+                    narrow += [*of("-"), *(complement(most_high) if high is None else high)]
+                    wider += [*of("-"), *(complement(self._least(most_high)) if high is None else most_high)]
             # of a negated set inside: what is surely in it, and what may be in it by some dialect
             narrow += complement(most) if low is None else low
             wider += complement(self._least(most)) if low is None else most
@@ -353,6 +358,19 @@ _CATEGORIES = {
     "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Number": "N", "Decimal_Number": "Nd",
     "Punctuation": "P", "Symbol": "S", "Separator": "Z", "Mark": "M", "Other": "C", "Control": "Cc", "digit": "Nd",
 }  # fmt: skip
+
+_LOWER, _UPPER, _PUNCTUATION = (
+    span("a", "z"),
+    span("A", "Z"),
+    union((*span("!", "/"), *span(":", "@"), *span("[", "`"), *span("{", "~"))),
+)
+_POSIX = {
+    "ASCII": ((0, 0x7F),), "Lower": _LOWER, "Upper": _UPPER, "Alpha": union((*_LOWER, *_UPPER)), "Digit": DIGIT,
+    "Alnum": union((*_LOWER, *_UPPER, *DIGIT)), "Punct": _PUNCTUATION, "Graph": span("!", "~"), "Print": span(" ", "~"),
+    "Blank": of(" \t"), "Cntrl": ((0, 0x1F), (0x7F, 0x7F)), "XDigit": union((*DIGIT, *span("A", "F"), *span("a", "f"))),
+    "Space": union((*span("\t", "\r"), *of(" "))),
+}  # fmt: skip
+"""What Java calls properties too; ECMAScript knows the first of them, and no other dialect means something else."""
 
 
 def _anchored(pattern: Pattern, *, is_open: bool) -> Pattern:

@@ -4,6 +4,7 @@ An expression is a piece of a rule's body as text. In JSON strings (`is_json`) a
 there, in one way only: quotes, backslashes and line breaks by their short escapes, all others as they are.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 
 from services.tokenizer.grammar import charset
@@ -143,6 +144,7 @@ def _times(part: str, count: int) -> str:
     return f"{counted(part, count, count)} "
 
 
+@functools.lru_cache(maxsize=4096)
 def one_of(chars: Chars, *, is_json: bool) -> str:
     """One character of a set. In a JSON string those that could only be written as \\u00XX are left out, unless there
     are no others."""

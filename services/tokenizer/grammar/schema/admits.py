@@ -53,8 +53,8 @@ def _text_admits(asked: Text, value: str) -> bool:
     return (
         asked.least <= len(value)
         and (asked.most is None or len(value) <= asked.most)
-        and all(FORMATS.search(source).matches(value) for source in asked.patterns)
-        and not any(FORMATS.search_widely(source).matches(value) for source in asked.excluded_patterns)
+        and all(FORMATS.finds(source, value) for source in asked.patterns)
+        and not any(FORMATS.finds(source, value, is_wide=True) for source in asked.excluded_patterns)
     )
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
 from services.tokenizer.grammar.rules import EMPTY
-from services.tokenizer.grammar.schema.admits import item_node
-from services.tokenizer.grammar.schema.branch import Array, Contains, Node, least_of
+from services.tokenizer.grammar.schema.admits import item_node, type_of
+from services.tokenizer.grammar.schema.branch import Array, Branch, Contains, Node, least_of
 from services.tokenizer.grammar.schema.listing import COMMA, Entry, listing
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ MAX_STATES = 3000
 MAX_PERMUTED = 5
 MAX_DIFFERENT = 512
 MAX_MIXED = 3
+MAX_PRESENT = 8
+MAX_COUNTS = 4
 _FIRST_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FIRST_CLASSES = [
     "^[^0-9A-Za-z]",
@@ -234,12 +236,16 @@ def different(emitter: "Emitter", node: Node, depth: int = 3) -> list[Node]:
                 listed.setdefault(emitter.spelled(value), value)
         schemas: list[Any] = [{"const": value} for value in listed.values()]
     else:
-        types = frozenset[str]().union(*(branch.types for branch in branches))
+        types = frozenset[str]().union(*map(_types, branches))
         if len(types) > MAX_MIXED:  # anything at all: texts will do
             types &= {"string"}
         schemas = [schema for name in sorted(types) for schema in _classes(emitter, node, name, depth)]
     nodes = [node | {emitter.made(schema, node)} for schema in schemas[:MAX_DIFFERENT]] if node else []
     return [one for one in nodes if emitter.is_possible(one)]
+
+
+def _types(branch: Branch) -> frozenset[str]:
+    return branch.types if branch.values is None else frozenset(map(type_of, branch.values))
 
 
 def _classes(emitter: "Emitter", node: Node, name: str, depth: int) -> list[Any]:
@@ -256,15 +262,19 @@ def _classes(emitter: "Emitter", node: Node, name: str, depth: int) -> list[Any]
                 {"type": "integer", "minimum": low, "exclusiveMaximum": high}
                 for low, high in itertools.pairwise(_NUMBER_ENDS)
             ]
-        case "object" if depth:
+        case "object":
             return _object_classes(emitter, node, depth)
-    return []
+    return _array_classes(emitter, node, depth)
 
 
 def _object_classes(emitter: "Emitter", node: Node, depth: int) -> list[Any]:
-    """By the property that all must have and that can be the most different values."""
-    best: list[Any] = []
+    """By the property that all must have and that can be the most different values, or by the first property that is
+    there."""
     objects = [branch.object for branch in emitter.expander.node(node) if "object" in branch.types]
+    named = list(dict.fromkeys(name for one in objects for members in one.members for name, _ in members.named))
+    best = _by_first_property(named[:MAX_PRESENT])
+    if not depth:
+        return best
     required = frozenset.intersection(*(one.required for one in objects)) if objects else frozenset()
     for key in sorted(required):
         inner = frozenset[int]().union(*(emitter.expander.member_node(one, key) for one in objects))
@@ -278,3 +288,29 @@ def _object_classes(emitter: "Emitter", node: Node, depth: int) -> list[Any]:
         if len(own) > len(best):
             best = [{"type": "object", "required": [key], "properties": {key: schema}} for schema in own]
     return best
+
+
+def _by_first_property(names: list[str]) -> list[Any]:
+    """Objects that have none of the names, and for each name those that have it and none of those before it."""
+    without: dict[str, Any] = {}
+    classes: list[Any] = []
+    for name in names:
+        classes.append({"type": "object", "required": [name], "properties": dict(without)})
+        without[name] = False
+    return [*classes, {"type": "object", "properties": without}]
+
+
+def _array_classes(emitter: "Emitter", node: Node, depth: int) -> list[Any]:
+    """By the first item, or by the number of items."""
+    arrays = [branch.array for branch in emitter.expander.node(node) if "array" in branch.types]
+    inner = frozenset[int]().union(*(item_node(one.items, 0) for one in arrays))
+    own: list[Any] = []
+    if depth and inner:
+        types = frozenset[str]().union(*(branch.types for branch in emitter.expander.node(inner)))
+        if len(types) <= MAX_MIXED:
+            own = [schema for name in sorted(types) for schema in _classes(emitter, inner, name, depth - 1)]
+    empty: Any = {"type": "array", "maxItems": 0}
+    if len(own) > 1:
+        return [empty, *({"type": "array", "minItems": 1, "prefixItems": [schema]} for schema in own)]
+    counted = [{"type": "array", "minItems": count, "maxItems": count} for count in range(1, MAX_COUNTS)]
+    return [empty, *counted, {"type": "array", "minItems": MAX_COUNTS}]

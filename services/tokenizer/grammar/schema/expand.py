@@ -174,7 +174,7 @@ class Expander:
         node: Node = ANYTHING
         for members in asked.members:
             own = [inner for key, inner in members.named if key == name]
-            own += [inner for source, inner in members.patterns if FORMATS.search(source).matches(name)]
+            own += [inner for source, inner in members.patterns if FORMATS.finds(source, name)]
             for inner in own:
                 node |= inner
             if not own and members.rest is not None:
@@ -439,7 +439,7 @@ def _multiple(read: Reader) -> Branch:
 def _pattern(read: Reader) -> Branch:
     source = read.string()
     try:
-        FORMATS.search(source)
+        FORMATS.searched(source)
     except Unenforceable as error:
         pointer = read.expander.document.shown(read.number)
         raise Unenforceable(error.message, pointer=pointer, keyword=read.keyword) from None

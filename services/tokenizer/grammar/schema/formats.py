@@ -2,9 +2,10 @@
 
 import functools
 
-from services.tokenizer.grammar.automaton import automaton
+from services.tokenizer.grammar.automaton import automaton, matches
 from services.tokenizer.grammar.dfa import Dfa
-from services.tokenizer.grammar.pattern import Pattern, has_look
+from services.tokenizer.grammar.errors import Unenforceable
+from services.tokenizer.grammar.pattern import Pattern, cut, has_look
 from services.tokenizer.grammar.regex import parse_search, parse_whole
 
 _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -41,8 +42,15 @@ _SAME = {
 }
 
 
+FEWER_REPEATS = (64, 16, 4)
+"""Repeats beyond those that must be that are left of patterns which are too complex."""
+
+
 class Formats:
-    """Known formats, and patterns by source; both computed once."""
+    """Known formats, and patterns by source; all computed once."""
+
+    def __init__(self) -> None:
+        self._searches: dict[tuple[str, bool], Dfa | Unenforceable] = {}
 
     def has(self, name: str) -> bool:
         return _SAME.get(name, name) in _SOURCES
@@ -62,13 +70,32 @@ class Formats:
         return None if has_look(pattern) else pattern
 
     @functools.cache  # noqa: B019
-    def search(self, source: str) -> Dfa:
-        return automaton(parse_search(source))
+    def narrower(self, source: str) -> list[Pattern]:
+        """Patterns of less and less of the texts in which a regex finds a match: the match alone, and with few repeats
+        beyond those that must be."""
+        whole = parse_whole(source)
+        return list(dict.fromkeys([whole, *(cut(whole, spare) for spare in FEWER_REPEATS)]))
 
-    @functools.cache  # noqa: B019
-    def search_widely(self, source: str) -> Dfa:
-        """Where what is found must not be: all that some dialect finds."""
-        return automaton(parse_search(source, is_wide=True))
+    def search(self, source: str, *, is_wide: bool = False) -> Dfa:
+        """Of the texts in which a regex finds a match. is_wide: in any dialect; for what must not be found. Raises
+        Unenforceable."""
+        key = (source, is_wide)
+        if key not in self._searches:
+            try:
+                self._searches[key] = automaton(parse_search(source, is_wide=is_wide))
+            except Unenforceable as error:
+                self._searches[key] = error
+        found = self._searches[key]
+        if isinstance(found, Unenforceable):
+            raise Unenforceable(found.message)
+        return found
+
+    def finds(self, source: str, text: str, *, is_wide: bool = False) -> bool:
+        """As `search`, of one text, and without a limit to the pattern."""
+        try:
+            return self.search(source, is_wide=is_wide).matches(text)
+        except Unenforceable:
+            return matches(parse_search(source, is_wide=is_wide), text)
 
 
 FORMATS = Formats()

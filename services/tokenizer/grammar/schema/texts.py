@@ -1,5 +1,6 @@
 """JSON strings as rules: lengths, patterns, formats, and texts that are left out."""
 
+import contextlib
 from functools import reduce
 
 from services.tokenizer.grammar import charset
@@ -7,12 +8,23 @@ from services.tokenizer.grammar.automaton import automaton
 from services.tokenizer.grammar.dfa import Dfa, intersected, shortest, subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
-from services.tokenizer.grammar.pattern import ANYTHING, NOTHING, One, Pattern, lengths, literal, repeat, shrunk
+from services.tokenizer.grammar.pattern import (
+    ANYTHING,
+    NOTHING,
+    One,
+    Pattern,
+    lengthened,
+    lengths,
+    literal,
+    repeat,
+    shrunk,
+)
 from services.tokenizer.grammar.rules import (
     JSON_PLAIN,
     MAX_COUNTING_RULES,
     Rules,
     automaton_rule,
+    is_simple,
     one_of,
     pattern_expression,
     text_expression,
@@ -50,12 +62,24 @@ class Texts:
             raise Unenforceable(f"asks for a text of {asked.least} characters, longer than an answer can be")
         if most is not None and most < asked.least:
             return None
+        try:
+            return self._exact(asked, excluded, most)
+        except Unenforceable as error:
+            content = self._narrower(asked, excluded, most)
+            if content is None:
+                raise Unenforceable(error.message, keyword="pattern" if asked.patterns else None) from None
+            return content
+
+    def _exact(self, asked: Text, excluded: list[str], most: int | None) -> str | None:
         patterns = [FORMATS.searched(source) for source in asked.patterns]
+        for source, pattern in zip(asked.patterns, patterns, strict=True):
+            if pattern != FORMATS.narrower(source)[0]:  # a match may begin anywhere: in how many ways at once?
+                FORMATS.search(source)
         if not excluded and not asked.excluded_patterns:
             known = [*patterns, *(FORMATS.pattern(name) for name in asked.formats)]
             if not known:
                 return self._plain(asked.least, most)
-            if len(known) == 1 and known[0] is not None and not _is_void(pattern := known[0]):
+            if len(known) == 1 and (pattern := known[0]) is not None and pattern != NOTHING:
                 if _is_within(pattern, asked.least, most):
                     return f"{QUOTE} {text_expression(pattern, self._rules, is_json=True, end=QUOTE)}"
                 fitting = shrunk(pattern, most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
@@ -66,13 +90,36 @@ class Texts:
             content = self._within(self._automaton(asked, excluded, ()), most)
         return content
 
+    def _narrower(self, asked: Text, excluded: list[str], most: int | None) -> str | None:
+        """For as much as can be enforced of what the text's patterns match, formats aside; None: nothing."""
+        narrower = [FORMATS.narrower(source) for source in asked.patterns]
+        for step in range(max(map(len, narrower), default=0)):
+            patterns = [ways[min(step, len(ways) - 1)] for ways in narrower]
+            with contextlib.suppress(Unenforceable):
+                content = self._of_patterns(patterns, asked, excluded, most)
+                if content is not None:
+                    return content
+        return None
+
+    def _of_patterns(self, patterns: list[Pattern], asked: Text, excluded: list[str], most: int | None) -> str | None:
+        if len(patterns) == 1 and is_simple(patterns[0]) and not excluded and not asked.excluded_patterns:
+            fitting = lengthened(patterns[0], asked.least)
+            fitting = fitting if most is None else shrunk(fitting, most)
+            if fitting != NOTHING and _is_within(fitting, asked.least, most):
+                return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
+        dfa = reduce(intersected, map(automaton, patterns))
+        return self._within(self._restricted(dfa, asked, excluded), most)
+
     def is_open(self, asked: Text, excluded: list[str]) -> bool:
         """Whether there is such a text."""
         if asked.most is not None and asked.most < asked.least:
             return False
         if not asked.patterns and not asked.excluded_patterns and not excluded:
             return True
-        dfa = self._automaton(asked, excluded, ())
+        try:
+            dfa = self._automaton(asked, excluded, ())
+        except Unenforceable:  # it will be told of, if it cannot be made narrower
+            return True
         return not dfa.is_empty and (asked.most is None or shortest(dfa) <= asked.most)
 
     def key(self, dfa: Dfa) -> str:
@@ -101,11 +148,15 @@ class Texts:
     def _automaton(self, asked: Text, excluded: list[str], formats: tuple[str, ...]) -> Dfa:
         parts = [FORMATS.search(source) for source in asked.patterns]
         parts += [FORMATS.automaton(name) for name in formats]
-        if asked.least or not parts:
-            parts.append(automaton(repeat(One(charset.ANY), asked.least, None)))
-        dfa = reduce(intersected, parts)
+        dfa = reduce(intersected, parts) if parts else automaton(ANYTHING)
+        return self._restricted(dfa, asked, excluded)
+
+    @staticmethod
+    def _restricted(dfa: Dfa, asked: Text, excluded: list[str]) -> Dfa:
+        if asked.least:
+            dfa = intersected(dfa, automaton(repeat(One(charset.ANY), asked.least, None)))
         for source in asked.excluded_patterns:
-            dfa = subtracted(dfa, FORMATS.search_widely(source))
+            dfa = subtracted(dfa, FORMATS.search(source, is_wide=True))
         for text in excluded:
             dfa = subtracted(dfa, automaton(literal(text)))
         return dfa
@@ -139,7 +190,3 @@ def _may_end_anywhere(dfa: Dfa) -> bool:
 def _is_within(pattern: Pattern, least: int, most: int | None) -> bool:
     low, high = lengths(pattern)
     return least <= low and (most is None or (high is not None and high <= most))
-
-
-def _is_void(pattern: Pattern) -> bool:
-    return pattern != ANYTHING and automaton(pattern).is_empty

@@ -4,11 +4,12 @@ import json
 import re
 from typing import Any
 
+import jsonschema
 import pytest
 import xgrammar
 
-from services.tokenizer.grammar.dfa import components
 from services.tokenizer.grammar.compile import to_ebnf
+from services.tokenizer.grammar.dfa import components
 from tests.services.tokenizer.grammar.random_walk import MAX_CHARACTERS, Walker
 
 
@@ -128,3 +129,44 @@ def test_bounds_beyond_any_number_are_none(walker: Walker) -> None:
     assert accepts(walker, schema, 5)
     assert accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 3)
     assert not accepts(walker, {"exclusiveMinimum": 2, "exclusiveMaximum": 10**200}, 2)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"pattern": "[a-z0-9][.a-z0-9-]{1,61}[a-z0-9]", "minLength": 3, "maxLength": 63}, "my-bucket.x"),
+        ({"pattern": "^ab{0,63}:[a-z]{0,1024}$", "minLength": 20, "maxLength": 2048}, "a:" + "x" * 18),
+        ({"pattern": "arn:([a-z0-9-]+):[0-9]{12}:cert/.{1,2048}"}, "arn:aws:123456789012:cert/x"),
+        ({"pattern": r"^(?=.{1,255}$)([a-z]([a-z-]{0,61}[a-z])?)(\.[a-z]{1,61})*$", "maxLength": 255}, "a.b"),
+        ({"pattern": "^([\\p{L}_]{1,128})$", "not": {"pattern": "^x"}}, "gr\xfcn"),
+        ({"pattern": "^[a-z]+$|(x|y)*hp.*ux[a-z]{100}.{5,200}z"}, "abc"),
+    ],
+)
+def test_patterns_too_complex_to_be_searched_for_are_matched_alone(walker: Walker, schema: Any, text: str) -> None:
+    schema = {"type": "string", **schema}
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert is_match(grammar, json.dumps(text, ensure_ascii=False))
+    assert not is_match(grammar, '""')
+    for answer, is_whole in walker.answers(grammar, 5):
+        if is_whole and "p{" not in schema["pattern"]:
+            assert re.search(schema["pattern"], json.loads(answer))
+            assert len(json.loads(answer)) <= schema.get("maxLength", 10**6)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "additionalProperties": False},
+        {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+        {"type": "array"},
+        {"anyOf": [{"const": True}, {"type": "object"}]},
+        {"type": "object", "required": ["k"], "properties": {"k": {"type": "array", "items": {"type": "boolean"}}}},
+    ],
+)
+def test_items_of_any_type_can_differ(walker: Walker, item: Any) -> None:
+    schema = {"type": "array", "uniqueItems": True, "minItems": 2, "items": item}
+    validator = jsonschema.Draft202012Validator(schema)
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    ended = [json.loads(text) for text, is_whole in walker.answers(grammar, 20) if is_whole]
+    assert ended
+    assert all(map(validator.is_valid, ended))
