@@ -56,12 +56,24 @@ def read_cases(path: Path) -> list[Case]:
     return [msgspec.json.decode(line, type=Case) for line in path.read_bytes().splitlines()]
 
 
-def validator(schema: Json) -> Any:
-    """A validator of the draft that the schema names, or of 2020-12. Nothing is fetched from anywhere."""
+def draft_of(schema: Json) -> Any:
+    """The class of validators of the draft that the schema names, or of 2020-12."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        draft = validator_for(schema, jsonschema.Draft202012Validator)
-    return draft(schema)
+        return validator_for(schema, jsonschema.Draft202012Validator)
+
+
+def is_broken(case: Case) -> bool:
+    """Whether a refused schema is none: it refers to what it does not have, or its own draft does not allow it."""
+    if case.refusal is None or case.is_open:
+        return False
+    if "which is not in the schema" in case.refusal:
+        return True
+    try:
+        draft_of(case.schema).check_schema(case.schema)
+    except jsonschema.SchemaError:
+        return True
+    return False
 
 
 def main() -> None:
@@ -69,7 +81,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--kinds", nargs="*")
-    parser.add_argument("--walks", type=int, default=3, help="answers to each schema")
+    parser.add_argument("--walks", type=int, default=3, help="answers to each schema; 0: none is drawn")
     parser.add_argument("--max-tokens", type=int, default=400, help="of an answer")
     parser.add_argument("--every", type=int, default=1, help="take one schema of so many")
     parser.add_argument("--report", type=Path, help="outcomes as lines of JSON")
@@ -172,7 +184,7 @@ class Walker:
 
 
 def walk(walker: Walker, case: Case, source: str, walks: int, max_tokens: int) -> None:
-    check = validator(case.schema)
+    check = draft_of(case.schema)(case.schema)  # which fetches nothing from anywhere
     grammar = compile_source(walker.compiler, source)
     for out, is_whole in walker.answers(grammar, walks, max_tokens):
         case.answers += 1
@@ -193,7 +205,7 @@ def fault_of(check: Any, answer: bytes) -> str | None:
 
 
 def told(case: Case) -> str:
-    where = f"{case.kind} {case.name}{' (open)' if case.is_open else ''}"
+    where = f"{case.kind} {case.name}{' (open)' if case.is_open else ' (broken)' if is_broken(case) else ''}"
     return f"refused {where} in {case.compile_s:.1f} s: {case.refusal}"
 
 
@@ -206,17 +218,18 @@ def summary(cases: list[Case]) -> int:
     for case in cases:
         rows[case.kind].append(case)
         rows["all"].append(case)
-    columns = "Kind|Schemas|Refer elsewhere|Accepted of the others|Seconds, median and worst|Answers|Ended|Valid"
-    print(f"\n| {columns.replace('|', ' | ')} |\n|{'---|' * 8}")
+    columns = "Kind|Schemas|Refer elsewhere|Broken|Accepted of the others|Seconds, median and worst|Answers|Ended|Valid"
+    print(f"\n| {columns.replace('|', ' | ')} |\n|{'---|' * 9}")
     for kind, found in rows.items():
-        own = [case for case in found if not case.is_open]
+        broken = sum(map(is_broken, found))
+        own = [case for case in found if not case.is_open and not is_broken(case)]
         taken = [case for case in own if case.refusal is None]
         times = sorted(case.compile_s for case in found) or [0.0]
         ended = sum(case.ended for case in found)
         faults = [fault for case in found for fault in case.invalid]
         unjudged = sum(fault.startswith("not judged") for fault in faults)
         print(
-            f"| {kind} | {len(found)} | {len(found) - len(own)} | {len(taken)} ({len(taken) / max(len(own), 1):.1%}) "
+            f"| {kind} | {len(found)} | {len(found) - len(own) - broken} | {broken} | {len(taken)} ({len(taken) / max(len(own), 1):.1%}) "
             f"| {times[len(times) // 2]:.2f}, {times[-1]:.1f} | {sum(case.answers for case in found)} | {ended} "
             f"| {ended - len(faults)}{f' ({unjudged} not judged)' if unjudged else ''} |"
         )

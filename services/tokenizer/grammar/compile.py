@@ -11,7 +11,7 @@ from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_CHOICES
 from services.tokenizer.grammar.pattern import NOTHING, has_look
 from services.tokenizer.grammar.regex import parse_whole
-from services.tokenizer.grammar.rules import Rules, literal, text_expression
+from services.tokenizer.grammar.rules import Rules, one_of_texts, text_expression
 from services.tokenizer.grammar.schema.document import load
 from services.tokenizer.grammar.schema.emit import emit
 from services.tokenizer.grammar.structural_tag import prepared
@@ -63,4 +63,4 @@ def _choice(source: str, rules: Rules) -> str:
         raise Unenforceable(f"has {len(choices)} choices, more than {MAX_CHOICES}")
     if not all(choices):
         raise Unenforceable("has an empty choice: an answer has at least one token")
-    return rules.add(" | ".join(dict.fromkeys(map(literal, choices))))
+    return rules.add(one_of_texts(choices, rules))

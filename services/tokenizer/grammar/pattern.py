@@ -194,6 +194,24 @@ def cut(pattern: Pattern, spare: int) -> Pattern:
             return repeat(cut(part, spare), least, None if most is None else min(most, least + spare))
 
 
+def loosened(pattern: Pattern, count: int) -> Pattern:
+    """A pattern of more matches, with fewer states: repeats of more than so many are of any number. What must not
+    follow stays as it is."""
+    match pattern:
+        case One():
+            return pattern
+        case Seq(parts):
+            return seq(loosened(part, count) for part in parts)
+        case Alt(parts):
+            return alt(loosened(part, count) for part in parts)
+        case Look(inner, is_ahead, is_negated):
+            return pattern if is_negated else Look(loosened(inner, count), is_ahead, is_negated)
+        case Repeat(part, least, most):
+            is_long = max(least, most or 0) > count
+            inner = loosened(part, count)
+            return repeat(inner, min(least, 1), None) if is_long else repeat(inner, least, most)
+
+
 def _shares(parts: tuple[Pattern, ...], room: int) -> list[int]:
     """Characters for each part: what it needs, and of the rest as much as it can use or an equal share."""
     bounds = [lengths(part) for part in parts]

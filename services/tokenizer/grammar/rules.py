@@ -29,6 +29,9 @@ MAX_COUNTING_RULES = 256
 MAX_LITERAL = 2**15
 """Characters of one text: a state is made for each of its bytes."""
 
+MAX_FLAT = 64
+"""Texts that are written down one by one."""
+
 MAX_SHARED_LOOP = 48
 """States of a loop in an automaton that is looked for among those of other automata."""
 
@@ -119,6 +122,86 @@ def alternatives(parts: Iterable[str]) -> str:
     """One of these, in parentheses where there are several."""
     different = list(dict.fromkeys(parts))
     return different[0] if len(different) == 1 else "(" + " | ".join(different) + ")"
+
+
+def one_of_texts(texts: Iterable[str], rules: Rules) -> str:
+    """One of these: an expression that needs parentheses beside others. Of many, those that begin alike go the same way
+    up to where they differ, and those that end alike from there on: a state is made for each place in a text, and the
+    vocabulary gone through for it. Raises Unenforceable for a very long text."""
+    different = list(dict.fromkeys(texts))
+    if len(different) <= MAX_FLAT or max(map(len, different)) > MAX_LITERAL:
+        return " | ".join(map(literal, different))
+    return _Words(different).expression(rules)
+
+
+_Node = tuple[bool, tuple[tuple[str, int], ...]]
+
+
+class _Words:
+    """Texts as the smallest automaton without loops. A node is what may follow: whether a text may end, and characters
+    with the nodes behind them, which come before those that lead to them."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._nodes: list[_Node] = []
+        self._numbers: dict[_Node, int] = {}
+        path: list[tuple[str, bool, list[tuple[str, int]]]] = [("", False, [])]  # of the last text: no nodes yet
+        before = ""
+        for text in sorted(texts):
+            common = 0
+            while common < min(len(before), len(text)) and before[common] == text[common]:
+                common += 1
+            self._close(path, common)
+            path += [(char, False, []) for char in text[common:]]
+            path[-1] = (path[-1][0], True, path[-1][2])
+            before = text
+        self._close(path, 0)
+        self._root = self._number(path[0])
+
+    def _close(self, path: list[tuple[str, bool, list[tuple[str, int]]]], length: int) -> None:
+        """Makes nodes of all of the path behind so many characters: no more texts go there."""
+        while len(path) > length + 1:
+            step = path.pop()
+            path[-1][2].append((step[0], self._number(step)))
+
+    def _number(self, step: tuple[str, bool, list[tuple[str, int]]]) -> int:
+        node = (step[1], tuple(step[2]))
+        if node not in self._numbers:
+            self._numbers[node] = len(self._nodes)
+            self._nodes.append(node)
+        return self._numbers[node]
+
+    def expression(self, rules: Rules) -> str:
+        entries = [0] * len(self._nodes)
+        for _, edges in self._nodes:
+            for _, target in edges:
+                entries[target] += 1
+        names: list[str] = []
+        tails: list[tuple[str, int]] = []  # of a node with one way in and one out: the text, and where that leads
+        for number, (is_end, edges) in enumerate(self._nodes):
+            if not is_end and len(edges) == 1 and entries[number] == 1:
+                [(char, target)] = edges
+                text, far = tails[target]
+                tails.append((char + text, far))
+                names.append("")
+                continue
+            body = self._body(is_end, edges, names, tails)
+            tails.append(("", number))
+            names.append(body if not edges or number == self._root else rules.add(body))
+        return names[self._root]
+
+    @staticmethod
+    def _body(is_end: bool, edges: tuple[tuple[str, int], ...], names: list[str], tails: list[tuple[str, int]]) -> str:
+        chars: dict[str, list[str]] = {}  # what follows -> the characters that it follows
+        parts = [EMPTY] if is_end else []
+        for char, target in edges:
+            text, far = tails[target]
+            behind = "" if names[far] == EMPTY else f" {names[far]}"
+            if text:
+                parts.append(literal(char + text) + behind)
+            else:
+                chars.setdefault(behind, []).append(char)
+        parts += [one_of(charset.of("".join(own)), is_json=False) + behind for behind, own in chars.items()]
+        return " | ".join(parts)
 
 
 def counted(part: str, least: int, most: int | None) -> str:

@@ -153,10 +153,23 @@ def is_same(one: object, other: object) -> bool:
     return one == other
 
 
+def key_of(value: Any) -> Any:
+    """Equal for values that are the same, and hashable."""
+    match value:
+        case bool():
+            return ("boolean", value)
+        case list():
+            return ("array", *map(key_of, value))
+        case dict():
+            return ("object", frozenset((name, key_of(inner)) for name, inner in value.items()))
+    return value
+
+
 def _common(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     if one is None or other is None:
         return other if one is None else one
-    return tuple(value for value in one if any(is_same(value, same) for same in other))
+    keys = set(map(key_of, other))
+    return tuple(value for value in one if key_of(value) in keys)
 
 
 def least_of(one: int | None, other: int | None) -> int | None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from services.tokenizer.grammar.errors import Unenforceable
-from services.tokenizer.grammar.rules import Rules, alternatives, literal
+from services.tokenizer.grammar.rules import Rules, alternatives, literal, one_of_texts
 from services.tokenizer.grammar.schema import arrays, numbers, objects
 from services.tokenizer.grammar.schema.admits import item_node, type_of
 from services.tokenizer.grammar.schema.branch import (
@@ -129,7 +129,7 @@ class Emitter:
 
     def _parts(self, branch: Branch) -> list[str]:
         if branch.values is not None:
-            return [literal(written(value)) for value in branch.values]
+            return [one_of_texts(map(written, branch.values), self.rules)]
         meant = _meant(branch)
         for types in (meant, branch.types - meant):
             parts = [self._of_type(name, branch) for name in TYPES if name in types]

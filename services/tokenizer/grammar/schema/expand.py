@@ -26,6 +26,7 @@ from services.tokenizer.grammar.schema.branch import (
     Range,
     Text,
     both,
+    key_of,
     place_of,
     silent,
 )
@@ -185,7 +186,9 @@ class Expander:
         """With those values alone that the branch allows, where it lists values."""
         if branch.values is None:
             return branch
-        values = tuple(value for value in branch.values if admits(self, branch, value))
+        left_out = set(map(key_of, branch.excluded))
+        asked = replace(branch, values=None, excluded=())
+        values = tuple(value for value in branch.values if key_of(value) not in left_out and admits(self, asked, value))
         return replace(branch, values=values) if values else None
 
     # -------------------------------------------------------------------------------------------------- schemas

@@ -5,7 +5,7 @@ import functools
 from services.tokenizer.grammar.automaton import automaton, matches
 from services.tokenizer.grammar.dfa import Dfa
 from services.tokenizer.grammar.errors import Unenforceable
-from services.tokenizer.grammar.pattern import Pattern, cut, has_look
+from services.tokenizer.grammar.pattern import Pattern, cut, has_look, loosened
 from services.tokenizer.grammar.regex import parse_search, parse_whole
 
 _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -44,6 +44,9 @@ _SAME = {
 
 FEWER_REPEATS = (64, 16, 4)
 """Repeats beyond those that must be that are left of patterns which are too complex."""
+
+LONG_REPEAT = 4
+"""Repeats of more than so many are of any number, where a pattern that must not match is too complex."""
 
 
 class Formats:
@@ -89,6 +92,15 @@ class Formats:
         if isinstance(found, Unenforceable):
             raise Unenforceable(found.message)
         return found
+
+    @functools.cache  # noqa: B019
+    def excluded(self, source: str) -> Dfa:
+        """Texts that must not be, since a regex might find a match in them: where those are too complex, others too.
+        Raises Unenforceable."""
+        try:
+            return self.search(source, is_wide=True)
+        except Unenforceable:
+            return automaton(loosened(parse_search(source, is_wide=True), LONG_REPEAT))
 
     def finds(self, source: str, text: str, *, is_wide: bool = False) -> bool:
         """As `search`, of one text, and without a limit to the pattern."""

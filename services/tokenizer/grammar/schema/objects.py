@@ -110,7 +110,7 @@ def _free(emitter: "Emitter", asked: Object, known: dict[str, tuple[Node, bool]]
             own = reduce(intersected, (FORMATS.search(source) for source in matched), names)
             for source in sources:
                 if source not in matched:
-                    own = subtracted(own, FORMATS.search(source, is_wide=True))
+                    own = subtracted(own, FORMATS.excluded(source))
             if not own.is_empty:
                 classes.append(NameClass(own, node))
     return classes

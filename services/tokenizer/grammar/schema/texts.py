@@ -13,6 +13,7 @@ from services.tokenizer.grammar.pattern import (
     NOTHING,
     One,
     Pattern,
+    alt,
     lengthened,
     lengths,
     literal,
@@ -127,7 +128,11 @@ class Texts:
         return f"{QUOTE} {automaton_rule(dfa, self._rules, is_json=True, end=QUOTE)}"
 
     def automaton(self, asked: Text) -> Dfa:
-        """What the text may be, formats aside."""
+        """What the text may be. As everywhere, a format narrows only what it leaves something of."""
+        if asked.formats:
+            dfa = _bounded(self._automaton(asked, [], asked.formats), asked.most)
+            if not dfa.is_empty:
+                return dfa
         return _bounded(self._automaton(asked, [], ()), asked.most)
 
     def _plain(self, least: int, most: int | None) -> str:
@@ -156,10 +161,8 @@ class Texts:
         if asked.least:
             dfa = intersected(dfa, automaton(repeat(One(charset.ANY), asked.least, None)))
         for source in asked.excluded_patterns:
-            dfa = subtracted(dfa, FORMATS.search(source, is_wide=True))
-        for text in excluded:
-            dfa = subtracted(dfa, automaton(literal(text)))
-        return dfa
+            dfa = subtracted(dfa, FORMATS.excluded(source))
+        return subtracted(dfa, automaton(alt(map(literal, excluded)))) if excluded else dfa
 
     def _within(self, dfa: Dfa, most: int | None) -> str | None:
         """For a whole JSON string that the automaton describes, of so many characters at most; None: there is none."""

@@ -1,5 +1,6 @@
 """Answers to schemas drawn at random from the masks: all of them valid, by another implementation of the standard."""
 
+import datetime
 import json
 import random
 from typing import Any
@@ -112,3 +113,28 @@ def test_properties_come_in_the_order_of_the_schema_with_fixed_white_space(walke
     }
     grammar = walker.compile("json_schema", json.dumps(schema))
     assert {text for text, _ in walker.answers(grammar, 3)} == {'{"b": [1, {"x": 2}], "a": "é"}'}
+
+
+def test_formats_of_names_narrow_them_as_those_of_texts(walker: Walker) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"note": {"type": "integer"}},
+        "propertyNames": {"anyOf": [{"format": "date"}, {"const": "note"}]},
+        "additionalProperties": {"type": "integer"},
+        "minProperties": 2,
+    }
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    ended = [json.loads(text) for text, is_whole in walker.answers(grammar, 20) if is_whole]
+    assert ended
+    for answer in ended:
+        for name in answer.keys() - {"note"}:
+            datetime.date.fromisoformat(name)
+
+
+def test_a_format_that_leaves_no_name_is_an_annotation(walker: Walker) -> None:
+    schema = {"propertyNames": {"format": "date", "maxLength": 3}, "minProperties": 1, "type": "object"}
+    ended = [
+        text for text, is_whole in walker.answers(walker.compile("json_schema", json.dumps(schema)), 20) if is_whole
+    ]
+    assert ended
+    assert all(len(name) <= 3 for text in ended for name in json.loads(text))
