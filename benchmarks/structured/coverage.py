@@ -221,7 +221,7 @@ def summary(cases: list[Case]) -> int:
     columns = "Kind|Schemas|Refer elsewhere|Broken|Accepted of the others|Seconds, median and worst|Answers|Ended|Valid"
     print(f"\n| {columns.replace('|', ' | ')} |\n|{'---|' * 9}")
     for kind, found in rows.items():
-        broken = sum(map(is_broken, found))
+        is_open = sum(case.is_open for case in found)
         own = [case for case in found if not case.is_open and not is_broken(case)]
         taken = [case for case in own if case.refusal is None]
         times = sorted(case.compile_s for case in found) or [0.0]
@@ -229,7 +229,8 @@ def summary(cases: list[Case]) -> int:
         faults = [fault for case in found for fault in case.invalid]
         unjudged = sum(fault.startswith("not judged") for fault in faults)
         print(
-            f"| {kind} | {len(found)} | {len(found) - len(own) - broken} | {broken} | {len(taken)} ({len(taken) / max(len(own), 1):.1%}) "
+            f"| {kind} | {len(found)} | {is_open} | {len(found) - len(own) - is_open} "
+            f"| {len(taken)} ({len(taken) / max(len(own), 1):.1%}) "
             f"| {times[len(times) // 2]:.2f}, {times[-1]:.1f} | {sum(case.answers for case in found)} | {ended} "
             f"| {ended - len(faults)}{f' ({unjudged} not judged)' if unjudged else ''} |"
         )

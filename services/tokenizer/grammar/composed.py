@@ -243,7 +243,7 @@ def _free_text(part: AnyText) -> Pattern | None:
 
 def _size(regular: Pattern) -> int:
     match regular:
-        case One():
+        case One() | pattern.Look():
             return 1
         case pattern.Repeat(part, least, most):
             return _size(part) * max(least if most is None else most, 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from services.tokenizer.grammar.charset import ANY, LAST, Chars, intersection, union
+from services.tokenizer.grammar.charset import ANY, LAST, Chars, contains, intersection, union
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_STATES
 
@@ -98,13 +98,21 @@ def subtracted(one: Dfa, other: Dfa) -> Dfa:
 
 def shortest(dfa: Dfa) -> int:
     """Characters of the shortest text that matches, of which there is one."""
-    seen, front, length = {0}, {0}, 0
-    while not any(dfa.accepts[state] for state in front):
-        front = {target for state in front for target in dfa.edges(state)} - seen
-        seen |= front
-        length += 1
-        assert front, "nothing matches"
-    return length
+    return len(first_text(dfa))
+
+
+def first_text(dfa: Dfa) -> str:
+    """A shortest text that matches, of which there is one; of letters, where that is open."""
+    queue, seen = deque([(0, "")]), {0}
+    while queue:
+        state, text = queue.popleft()
+        if dfa.accepts[state]:
+            return text
+        for target, chars in dfa.edges(state).items():
+            if target not in seen:
+                seen.add(target)
+                queue.append((target, text + ("a" if contains(chars, "a") else chr(chars[-1][0]))))
+    raise AssertionError("nothing matches")
 
 
 def values(dfa: Dfa, limit: int) -> list[str] | None:

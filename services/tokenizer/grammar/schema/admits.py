@@ -4,7 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from services.tokenizer.grammar.schema.branch import Array, Branch, Items, Node, Object, Range, Text, is_same
+from services.tokenizer.grammar.schema.branch import Array, Branch, Items, Node, Object, Range, Some, Text, is_same
 from services.tokenizer.grammar.schema.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -81,6 +81,18 @@ def _object_admits(
         and (asked.most is None or len(value) <= asked.most)
         and all(meets(asked.names, name) for name in value)
         and all(meets(expander.member_node(asked, name), inner) for name, inner in value.items())
+        and all(
+            any(is_one(some, name) and meets(some.node, inner) for name, inner in value.items()) for some in asked.some
+        )
+    )
+
+
+def is_one(some: Some, name: str) -> bool:
+    """Whether a property of this name is such a one."""
+    return (
+        name not in some.names
+        and not any(FORMATS.finds(source, name, is_wide=True) for source in some.excluded_patterns)
+        and (some.pattern is None or FORMATS.finds(some.pattern, name))
     )
 
 

@@ -55,8 +55,19 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True)
+class Some:
+    """That there is a property whose name is none of some, and matches none of the excluded patterns but the one that
+    is required, if any; and what its value must meet."""
+
+    node: Node
+    names: frozenset[str] = frozenset()
+    excluded_patterns: tuple[str, ...] = ()
+    pattern: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Object:
-    """names: what every name must be, as a string. absent: names that must not be there."""
+    """names: what every name must be, as a string. absent: names that must not be there. some: each of these."""
 
     members: tuple[Members, ...] = ()
     required: frozenset[str] = frozenset()
@@ -64,6 +75,7 @@ class Object:
     least: int = 0
     most: int | None = None
     names: Node = ANYTHING
+    some: tuple[Some, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +232,7 @@ def _both_objects(one: Object, other: Object) -> Object:
         least=max(one.least, other.least),
         most=least_of(one.most, other.most),
         names=one.names | other.names,
+        some=_joined(one.some, other.some),
     )
 
 

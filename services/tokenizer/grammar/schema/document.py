@@ -5,6 +5,7 @@ A subschema's number stands for its place and for the resources that were entere
 """
 
 import json
+import re
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -81,11 +82,23 @@ def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
+LAST_WITH_LONE_REFERENCES = 7
+LAST_WITH_PLAIN_ID = 4
+
+
+def draft_of(root: Json) -> int | None:
+    """The number of the draft that a schema says it is of, 4 or 2020; None: it does not say."""
+    said = root.get("$schema") if isinstance(root, dict) else None
+    found = re.search(r"json-schema\.org/draft[-/]0?(\d+)", said) if isinstance(said, str) else None
+    return None if found is None else int(found.group(1))
+
+
 class Document:
     """Subschemas are known by number: `value(n)`, `pointer(n)`; `child(n, "properties", "a")` is the number of one."""
 
     def __init__(self, root: Json) -> None:
         self._root = root
+        self.draft = draft_of(root)
         self._places: list[tuple[str, Json, str, tuple[str, ...]]] = []  # pointer, value, base URI, scope
         self._numbers: dict[tuple[str, tuple[str, ...]], int] = {}
         self._by_uri: dict[str, tuple[str, Json, str]] = {}
@@ -149,10 +162,21 @@ class Document:
             self._places.append((pointer, value, base, scope))
         return self._numbers[key]
 
-    @staticmethod
-    def _base_of(value: Json, base: str) -> str:
-        own = (value.get("$id") or value.get("id")) if isinstance(value, dict) else None
-        return urldefrag(urljoin(base, own)).url if isinstance(own, str) else base
+    @property
+    def has_lone_references(self) -> bool:
+        """Whether the draft says that nothing beside a `$ref` counts. What is said there is enforced all the same, but
+        nothing is concluded from its being wrong, and it names no resource."""
+        return self.draft is not None and self.draft <= LAST_WITH_LONE_REFERENCES
+
+    def _own_id(self, value: Json) -> str | None:
+        if not isinstance(value, dict) or (self.has_lone_references and "$ref" in value):
+            return None
+        keywords = ("$id", "id") if self.draft is None else ("id",) if self.draft <= LAST_WITH_PLAIN_ID else ("$id",)
+        return next((value[one] for one in keywords if isinstance(value.get(one), str)), None)
+
+    def _base_of(self, value: Json, base: str) -> str:
+        own = self._own_id(value)
+        return base if own is None else urldefrag(urljoin(base, own)).url
 
     def _index(self, value: Json, pointer: str, base: str, role: str = SCHEMA) -> None:
         """Notes every `$id`, `$anchor` and `$dynamicAnchor` of what is a schema by its place."""
@@ -164,16 +188,19 @@ class Document:
         if "$dynamicRef" in value or "$recursiveRef" in value:
             self._is_dynamic = True
         if role == SCHEMA:
-            base = self._base_of(value, base)
-            self._note(value, pointer, base)
+            own, base = self._own_id(value), self._base_of(value, base)
+            self._note(value, pointer, base, own)
         for key, inner in value.items():
             if role == SCHEMA and key in _PLAIN:
                 continue
             inner_role = SCHEMA if role == NAMES else _ROLES.get(key, OTHER) if role == SCHEMA else OTHER
             self._index(inner, f"{pointer}/{escaped(key)}", base, inner_role)
 
-    def _note(self, value: dict[str, Json], pointer: str, base: str) -> None:
-        if pointer == "" or isinstance(value.get("$id") or value.get("id"), str):
+    def _note(self, value: dict[str, Json], pointer: str, base: str, own: str | None) -> None:
+        fragment = urldefrag(own or "").fragment
+        if fragment:  # as older drafts name a place
+            self._by_uri.setdefault(f"{base}#{fragment}", (pointer, value, base))
+        if pointer == "" or (own is not None and not own.startswith("#")):
             self._by_uri.setdefault(base, (pointer, value, base))
             self._resources.setdefault(base, (pointer, value))
         for keyword in ("$anchor", "$dynamicAnchor"):

@@ -5,13 +5,16 @@ choice of which part does not hold; a part whose negation has no form here is le
 answer's range smaller and never wrong. If nothing is left for that reason, the schema is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from services.tokenizer.grammar.dfa import first_text
 from services.tokenizer.grammar.errors import Unenforceable
-from services.tokenizer.grammar.schema.admits import admits
+from services.tokenizer.grammar.schema.admits import admits, is_one
 from services.tokenizer.grammar.schema.branch import (
     ALL_TYPES,
     ANYTHING,
@@ -24,6 +27,7 @@ from services.tokenizer.grammar.schema.branch import (
     Node,
     Object,
     Range,
+    Some,
     Text,
     both,
     key_of,
@@ -39,7 +43,9 @@ MAX_BRANCHES = 256
 MAX_LISTED = 1024
 """Alternatives that a schema lists itself; all are taken."""
 
-MAX_COMBINED = 8192
+MAX_PAIRS = 2**15
+"""Of alternatives that are combined; of more, so many are tried."""
+
 MAX_NEGATIVE_CHOICES = 12
 VOID_DEPTH = 4
 """How deep it is looked for a required part that cannot be."""
@@ -73,9 +79,10 @@ class Expander:
         if node not in self._nodes:
             self._open_nodes.add(node)
             try:
-                branches = [EVERYTHING]
+                branches = [] if any(~number in node for number in node) else [EVERYTHING]
                 for number in sorted(node, key=lambda number: (number < 0, abs(number))):
-                    branches = self._product(branches, self.schema(number), place_of(number))
+                    branches = self._product(branches, self.schema(number))
+                branches = self._some([done for branch in branches for done in self._with_properties(branch)])
                 self._nodes[node] = [done for branch in branches if (done := self._with_values(branch)) is not None]
             finally:
                 self._open_nodes.discard(node)
@@ -100,6 +107,8 @@ class Expander:
 
     def is_void(self, node: Node, depth: int = VOID_DEPTH) -> bool:
         """Whether surely no value meets the node."""
+        if any(~number in node for number in node):
+            return True
         if not depth or self.is_partial or node in self._open_nodes or any(number in self._open for number in node):
             return False
         try:
@@ -110,16 +119,18 @@ class Expander:
 
     # ------------------------------------------------------------------------------------------------ combining
 
-    def _product(self, ones: list[Branch], others: list[Branch], number: int) -> list[Branch]:
+    def _product(self, ones: list[Branch], others: list[Branch]) -> list[Branch]:
         if ones == [EVERYTHING]:
             return others
-        out = []
-        for one in ones:
-            for other in others:
-                branch = self._tidy(both(one, other))
-                if branch is not None:
-                    out.append(branch)
-            self._check_count(out, number)
+        pairs: Sequence[int] = range(len(ones) * len(others))
+        if len(pairs) > MAX_PAIRS:
+            self.is_partial = True
+            pairs = sorted(random.Random(0).sample(pairs, MAX_PAIRS))  # the same each time
+        out: list[Branch] = []
+        for pair in pairs:
+            branch = self._tidy(both(ones[pair // len(others)], others[pair % len(others)]))
+            if branch is not None:
+                out.append(branch)
         return self._some(out)
 
     def _some(self, branches: list[Branch], most: int = MAX_BRANCHES) -> list[Branch]:
@@ -129,11 +140,10 @@ class Expander:
         self.is_partial = True
         return [branches[place * len(branches) // MAX_BRANCHES] for place in range(MAX_BRANCHES)]
 
-    def _check_count(self, branches: list[Branch], number: int) -> None:
-        if len(branches) > MAX_COMBINED:
-            raise Unenforceable(
-                f"combines into more than {MAX_COMBINED} alternatives", pointer=self.document.shown(number)
-            )
+    def _compatible(self, ones: list[Branch], others: list[Branch]) -> list[Branch]:
+        """Few of the ways in which something does not hold: the first of those that go with one of the branches."""
+        going = (other for other in others if any(self._tidy(both(one, other)) is not None for one in ones))
+        return list(itertools.islice(going, MAX_NEGATIVE_CHOICES))
 
     def _tidy(self, branch: Branch, depth: int = VOID_DEPTH) -> Branch | None:
         """Without the types that no value can be of; None when there are none left."""
@@ -191,6 +201,27 @@ class Expander:
         values = tuple(value for value in branch.values if key_of(value) not in left_out and admits(self, asked, value))
         return replace(branch, values=values) if values else None
 
+    def _with_properties(self, branch: Branch) -> list[Branch]:
+        """For a property of some kind that must be there, the ways to name it: as one that is known, or anew."""
+        if branch.values is not None or not branch.object.some:
+            return [branch]
+        asked = branch.object
+        known = [name for members in asked.members for name, _ in members.named]
+        fresh = next(name for name in map("other{}".format, ["", *range(2, len(known) + 3)]) if name not in known)
+        names = list(dict.fromkeys([*sorted(asked.required), *known, fresh]))
+        branches = [replace(branch, object=replace(asked, some=()))]
+        for some in asked.some:
+            own = [name for name in names if is_one(some, name)]
+            if some.pattern is not None and not own and not (matched := FORMATS.search(some.pattern)).is_empty:
+                own = [first_text(matched)]
+            facets = [
+                Object(members=(Members(named=((name, some.node),), is_evaluation=False),), required=frozenset([name]))
+                for name in own[:MAX_NEGATIVE_CHOICES]
+            ]
+            ways = [both(one, Branch(object=facet)) for one in branches for facet in facets]
+            branches = self._some([done for way in ways if (done := self._tidy(way)) is not None])
+        return branches
+
     # -------------------------------------------------------------------------------------------------- schemas
 
     def _positive(self, number: int) -> list[Branch]:
@@ -201,7 +232,7 @@ class Expander:
         for keyword in value:
             combine = _APPLICATORS.get(keyword)
             if combine is not None:
-                branches = self._product(branches, combine(self, number, keyword), number)
+                branches = self._product(branches, combine(self, number, keyword))
         branches = [done for branch in branches if (done := self._tidy(branch)) is not None]
         return self._unevaluated(number, value, branches)
 
@@ -223,7 +254,8 @@ class Expander:
         if isinstance(value, bool):
             return [] if value else [EVERYTHING]
         branches: list[Branch] = []
-        for keyword in value:
+        is_lone = self.document.has_lone_references and "$ref" in value
+        for keyword in ["$ref"] if is_lone else value:
             found = _negated(self, number, keyword)
             if found is None:
                 self.left_out = self.left_out or Unenforceable(
@@ -260,7 +292,7 @@ class Expander:
     def all_of(self, number: int, keyword: str) -> list[Branch]:
         branches = [EVERYTHING]
         for child in self.children(number, keyword):
-            branches = self._product(branches, self.schema(child), number)
+            branches = self._product(branches, self.schema(child))
         return branches
 
     def any_of(self, number: int, keyword: str) -> list[Branch]:
@@ -275,7 +307,7 @@ class Expander:
                 kept = [branch]
                 for other in children:
                     if other != child and self._overlap(branch, self.schema(other)):
-                        kept = self._product(kept, self.schema(~other)[:MAX_NEGATIVE_CHOICES], number)
+                        kept = self._product(kept, self._compatible(kept, self.schema(~other)))
                 out += kept
         return self._some(out, MAX_LISTED)
 
@@ -301,7 +333,7 @@ class Expander:
         for sign, key in ((condition, "then"), (~condition, "else")):
             branches = self.schema(sign)[:MAX_NEGATIVE_CHOICES] if sign < 0 else self.schema(sign)
             if key in value:
-                branches = self._product(branches, self.schema(self.document.child(number, key)), number)
+                branches = self._product(branches, self.schema(self.document.child(number, key)))
             out += branches
         return out
 
@@ -311,7 +343,7 @@ class Expander:
         for name, then in self.dependents(number, keyword):
             without = Branch(object=Object(absent=frozenset([name])))
             present = Branch(object=Object(required=frozenset([name]))).only("object")
-            branches = self._product(branches, [*self._product([present], then, number), without], number)
+            branches = self._product(branches, [*self._product([present], then), without])
         return branches
 
     def dependents(self, number: int, keyword: str) -> Iterator[tuple[str, list[Branch]]]:
@@ -483,6 +515,8 @@ _ASSERTIONS: dict[str, Callable[[Reader], Branch]] = {
 _MEMBERS = frozenset({"properties", "patternProperties", "additionalProperties"})
 _ITEMS = frozenset({"prefixItems", "items", "additionalItems"})
 _CONTAINS = frozenset({"contains"})
+FIRST_WITH_COUNTS = 2019
+"""Earlier drafts have no `minContains`: 0 would mean less there."""
 
 
 def _members(expander: Expander, number: int) -> Branch:
@@ -521,7 +555,8 @@ def _items(expander: Expander, number: int) -> Branch:
 
 def _contains(expander: Expander, number: int) -> Branch:
     value = expander.document.value(number)
-    least = Reader(expander, number, "minContains").count() if "minContains" in value else 1
+    counts = expander.document.draft is None or expander.document.draft >= FIRST_WITH_COUNTS
+    least = Reader(expander, number, "minContains").count() if counts and "minContains" in value else 1
     most = Reader(expander, number, "maxContains").count() if "maxContains" in value else None
     if not least and most is None:
         return EVERYTHING
@@ -588,7 +623,7 @@ def _not_values(expander: Expander, number: int, keyword: str) -> list[Branch]:
     branches = [Branch(excluded=tuple(value for value in values if not isinstance(value, dict | list)))]
     for value in values:
         if isinstance(value, dict | list):
-            branches = expander._product(branches, _not_value(expander, number, value), number)
+            branches = expander._product(branches, _not_value(expander, number, value))
     return branches
 
 
@@ -660,6 +695,24 @@ def _not_properties(expander: Expander, number: int, keyword: str) -> list[Branc
     return out
 
 
+def _not_additional(expander: Expander, number: int, keyword: str) -> list[Branch]:
+    value = expander.document.value(number)
+    names = Reader(expander, number, "properties").mapping() if "properties" in value else {}
+    patterns = Reader(expander, number, "patternProperties").mapping() if "patternProperties" in value else {}
+    wrong = frozenset([~expander.document.child(number, keyword)])
+    return _objects(Object(some=(Some(wrong, frozenset(names), tuple(patterns)),)))
+
+
+def _not_patterns(expander: Expander, number: int, keyword: str) -> list[Branch]:
+    return [
+        branch
+        for source in Reader(expander, number, keyword).mapping()
+        for branch in _objects(
+            Object(some=(Some(frozenset([~expander.document.child(number, keyword, source)]), pattern=source),))
+        )
+    ]
+
+
 def _not_dependencies(expander: Expander, number: int, keyword: str) -> list[Branch]:
     out = []
     for name, value in Reader(expander, number, keyword).mapping().items():
@@ -713,7 +766,7 @@ def _not_all(expander: Expander, number: int, keyword: str) -> list[Branch]:
 def _not_any(expander: Expander, number: int, keyword: str) -> list[Branch]:
     branches = [EVERYTHING]
     for child in expander.children(number, keyword):
-        branches = expander._product(branches, expander.schema(~child)[:MAX_NEGATIVE_CHOICES], number)
+        branches = expander._product(branches, expander._compatible(branches, expander.schema(~child)))
     return branches
 
 
@@ -723,7 +776,7 @@ def _not_one(expander: Expander, number: int, keyword: str) -> list[Branch]:
     out = _not_any(expander, number, keyword)
     for place, child in enumerate(children):
         for other in children[place + 1 :]:
-            out += expander._product(expander.schema(child), expander.schema(other), number)
+            out += expander._product(expander.schema(child), expander.schema(other))
     return out
 
 
@@ -732,7 +785,7 @@ def _not_condition(expander: Expander, number: int, keyword: str) -> list[Branch
     condition, out = child(number, "if"), []
     for sign, key in ((condition, "then"), (~condition, "else")):
         if key in value:
-            out += expander._product(expander.schema(sign), expander.schema(~child(number, key)), number)
+            out += expander._product(expander.schema(sign), expander.schema(~child(number, key)))
     return out
 
 
@@ -760,6 +813,8 @@ _NEGATIONS: dict[str, Callable[[Expander, int, str], list[Branch] | None]] = {
     "minProperties": _not_least(lambda most: _objects(Object(most=most))),
     "maxProperties": _not_most(lambda least: _objects(Object(least=least))),
     "properties": _not_properties,
+    "patternProperties": _not_patterns,
+    "additionalProperties": _not_additional,
     "dependentRequired": _not_dependencies,
     "dependentSchemas": _not_dependencies,
     "dependencies": _not_dependencies,
@@ -779,6 +834,4 @@ _NEGATIONS: dict[str, Callable[[Expander, int, str], list[Branch] | None]] = {
     "$dynamicRef": lambda expander, number, keyword: expander.schema(~expander.document.referred(number, keyword)),
     "$recursiveRef": lambda expander, number, keyword: expander.schema(~expander.document.referred(number, keyword)),
 }
-_NO_NEGATION = frozenset(
-    {"patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems"}
-)
+_NO_NEGATION = frozenset({"propertyNames", "unevaluatedProperties", "unevaluatedItems"})

@@ -3,7 +3,6 @@
 Where a schema names properties and does not say that there may be others, there are none.
 """
 
-import itertools
 import json
 from dataclasses import dataclass
 from functools import reduce
@@ -25,7 +24,8 @@ from services.tokenizer.grammar.schema.listing import Entry, listing
 if TYPE_CHECKING:
     from services.tokenizer.grammar.schema.emit import Emitter
 
-MAX_PATTERNS = 6
+MAX_PATTERNS = 64
+MAX_CLASSES = 64
 MAX_LISTED_NAMES = 64
 MAX_NAME_BEGINNINGS = 40
 """Of the names that other names must not be: for each beginning the whole vocabulary is gone through. Where they have
@@ -99,21 +99,20 @@ def _free(emitter: "Emitter", asked: Object, known: dict[str, tuple[Node, bool]]
         raise Unenforceable(f"has more than {MAX_PATTERNS} patterns for names", keyword="patternProperties")
     mentioned = {name for members in asked.members for name, _ in members.named} | asked.absent | asked.required
     names = _without(_allowed_names(emitter, asked), mentioned)
-    classes = []
-    for count in range(len(sources), -1, -1):
-        for matched in itertools.combinations(sources, count):
-            if not matched and known and not says and asked.least <= len(known):
-                continue
-            node = _node(asked, matched)
-            if not emitter.is_possible(node):
-                continue
-            own = reduce(intersected, (FORMATS.search(source) for source in matched), names)
-            for source in sources:
-                if source not in matched:
-                    own = subtracted(own, FORMATS.excluded(source))
-            if not own.is_empty:
-                classes.append(NameClass(own, node))
-    return classes
+    classes: list[tuple[Dfa, tuple[str, ...]]] = [(names, ())]
+    for source in sources:
+        found, others = FORMATS.search(source), FORMATS.excluded(source)
+        split = [(intersected(own, found), (*matched, source)) for own, matched in classes]
+        split += [(subtracted(own, others), matched) for own, matched in classes]
+        classes = [(own, matched) for own, matched in split if not own.is_empty]
+        if len(classes) > MAX_CLASSES:
+            raise Unenforceable(f"has names of more than {MAX_CLASSES} kinds", keyword="patternProperties")
+    return [
+        NameClass(own, node)
+        for own, matched in classes
+        if (matched or says or not known or asked.least > len(known))
+        and emitter.is_possible(node := _node(asked, matched))
+    ]
 
 
 def _node(asked: Object, matched: tuple[str, ...]) -> Node:
