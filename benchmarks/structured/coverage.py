@@ -32,7 +32,7 @@ from services.tokenizer.grammar.pool import CompilePool
 from services.tokenizer.grammar.protocol import Compiled, Job, Setup
 from services.tokenizer.grammar.service import MEBIBYTE
 from services.tokenizer.model_files import ModelFiles, load_model_files
-from shared.errors import Overloaded
+from shared.errors import InternalError, Overloaded
 from shared.grammar import MAX_SOURCE_BYTES, caching_compiler, compile_source, decode, tokenizer_info
 
 Json = Any
@@ -139,7 +139,7 @@ async def compiled_source(pool: CompilePool, case: Case) -> str | None:
     start = time.monotonic()
     answer = None
     while answer is None:
-        with contextlib.suppress(Overloaded):  # by others on this machine, who have their turn
+        with contextlib.suppress(Overloaded, InternalError):  # others on this machine have their turn
             answer = await pool.compile(Job(kind="json_schema", source=source))
     case.compile_s = time.monotonic() - start
     if not isinstance(answer, Compiled):

@@ -82,7 +82,9 @@ class _Patterns:
             except Unenforceable as error:
                 raise GrammarError(error.message) from None
             if has_look(found):
-                raise GrammarError("looks around in the text or has anchors in the middle, which a part cannot")
+                raise GrammarError(
+                    "has a lookahead, lookbehind, word border or anchor in the middle, which a part cannot have"
+                )
             if found == NOTHING:
                 raise GrammarError("matches no text")
             self._known[source] = found

@@ -164,7 +164,8 @@ def lengthened(pattern: Pattern, least: int) -> Pattern:
         return pattern
     match pattern:
         case Seq(parts):
-            for place, part in enumerate(parts):
+            for place in _by_room(parts):
+                part = parts[place]
                 longer = lengthened(part, lengths(part)[0] + missing)
                 if longer != part:
                     return seq([*parts[:place], longer, *parts[place + 1 :]])
@@ -177,6 +178,12 @@ def lengthened(pattern: Pattern, least: int) -> Pattern:
             if each and (most is None or count <= most):
                 return repeat(part, count, most)
     return pattern
+
+
+def _by_room(parts: tuple[Pattern, ...]) -> list[int]:
+    """Places of the parts, those that can become longest first."""
+    tops = [lengths(part)[1] for part in parts]
+    return sorted(range(len(parts)), key=lambda place: (tops[place] is not None, -(tops[place] or 0)))
 
 
 def cut(pattern: Pattern, spare: int) -> Pattern:

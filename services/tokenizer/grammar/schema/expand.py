@@ -82,7 +82,8 @@ class Expander:
                 branches = [] if any(~number in node for number in node) else [EVERYTHING]
                 for number in sorted(node, key=lambda number: (number < 0, abs(number))):
                     branches = self._product(branches, self.schema(number))
-                branches = self._some([done for branch in branches for done in self._with_properties(branch)])
+                named = [done for branch in branches for done in self._with_properties(branch)]
+                branches = self._some(named, MAX_LISTED)
                 self._nodes[node] = [done for branch in branches if (done := self._with_values(branch)) is not None]
             finally:
                 self._open_nodes.discard(node)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import xgrammar
 
 from services.tokenizer.grammar.compile import to_ebnf
 from services.tokenizer.grammar.errors import Unenforceable
@@ -138,3 +139,77 @@ def test_a_format_that_leaves_no_name_is_an_annotation(walker: Walker) -> None:
     ]
     assert ended
     assert all(len(name) <= 3 for text in ended for name in json.loads(text))
+
+
+def is_match(grammar: xgrammar.CompiledGrammar, value: Any) -> bool:
+    matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
+    return bool(matcher.accept_string(json.dumps(value)) and matcher.is_terminated())
+
+
+def test_one_of_objects_that_differ_by_what_they_do_not_allow(walker: Walker) -> None:
+    names = "abcdefghij"
+    schema = {
+        "oneOf": [
+            {"type": "object", "additionalProperties": False, "properties": {name: {"type": "integer"}}}
+            for name in names
+        ]
+    }
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert all(is_match(grammar, {name: 1}) for name in names)
+    assert not is_match(grammar, {})
+    assert check(walker, schema, 10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        ({"not": {"additionalProperties": {"type": "null"}}}, {"other": 1}, {"other": None}),
+        (
+            {
+                "properties": {"a": {}, "b": {"type": "null"}},
+                "not": {"properties": {"b": {}}, "additionalProperties": False},
+            },
+            {"a": 1},
+            {"b": None},
+        ),
+        ({"not": {"patternProperties": {"^a+$": {"type": "integer"}}}}, {"a": "x"}, {"a": 1}),
+        (
+            {
+                "not": {"patternProperties": {"^x": False}, "additionalProperties": False},
+                "enum": [{"x": 1}, {"y": 2}, {}],
+            },
+            {"x": 1},
+            {},
+        ),
+    ],
+)
+def test_the_contrary_of_what_properties_are_allowed(walker: Walker, schema: Any, inside: Any, outside: Any) -> None:
+    schema = {"type": "object", **schema}
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert is_match(grammar, inside)
+    assert not is_match(grammar, outside)
+    assert check(walker, schema, 15)
+
+
+def test_many_patterns_for_names(walker: Walker) -> None:
+    patterns = {
+        f"^{kind} ": {"const": kind} for kind in ("table", "view", "index", "type", "domain", "rule", "job", "tag")
+    }
+    schema = {"type": "object", "patternProperties": patterns, "additionalProperties": False, "minProperties": 1}
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert is_match(grammar, {"table x": "table"})
+    assert not is_match(grammar, {"table x": "view"})
+    assert not is_match(grammar, {"tablex": "table"})
+    assert check(walker, schema, 10)
+
+
+def test_beside_a_reference_older_drafts_say_nothing(walker: Walker) -> None:
+    old = {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"n": {"$id": "#n", "type": "integer"}}}
+    beside = {"$ref": "#n", "$id": "http://elsewhere.example/", "minimum": 5}
+    grammar = walker.compile("json_schema", json.dumps({**old, "items": beside, "type": "array"}))
+    assert is_match(grammar, [7])
+    assert not is_match(grammar, [2])  # it is asked for, whatever the draft says
+    assert not is_match(grammar, ["x"])
+    contrary = walker.compile("json_schema", json.dumps({**old, "not": beside}))
+    assert not is_match(contrary, 2)
+    assert is_match(contrary, "x")
