@@ -183,8 +183,11 @@ def _different(emitter: "Emitter", asked: Array) -> str | None:
     classes = different(emitter, item_node(asked.items, 0))
     if len(classes) < 2:
         return _at_most_one(emitter, asked)
+    is_exhaustive = all(map(emitter.is_single, classes))
+    if asked.least > len(classes) and not is_exhaustive:
+        raise _not_different()
     entries = [emitter.value(node) for node in classes]
-    if len(entries) <= MAX_PERMUTED and all(map(emitter.is_single, classes)):
+    if is_exhaustive and len(entries) <= MAX_PERMUTED:
         return _permuted(emitter, entries, asked)
     return listing(
         emitter.rules,
@@ -199,10 +202,14 @@ def _different(emitter: "Emitter", asked: Array) -> str | None:
 
 def _at_most_one(emitter: "Emitter", asked: Array) -> str | None:
     if asked.least > 1 or any(one.least > 1 for one in asked.contains):
-        raise Unenforceable(
-            "asks for items that differ, of a kind for which that cannot be enforced", keyword="uniqueItems"
-        )
+        raise _not_different()
     return expression(emitter, replace(asked, is_unique=False, most=1))
+
+
+def _not_different() -> Unenforceable:
+    return Unenforceable(
+        "asks for items that differ, of a kind for which that cannot be enforced", keyword="uniqueItems"
+    )
 
 
 def _permuted(emitter: "Emitter", entries: list[str], asked: Array) -> str | None:

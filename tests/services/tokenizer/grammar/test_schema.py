@@ -77,7 +77,7 @@ def test_few_schemas_are_refused_that_allow_something() -> None:
     ("schema", "pointer", "keyword"),
     [
         ({"type": "strnig"}, "", "type"),
-        ({"properties": {"a/b": {"pattern": "(?=x)"}}}, "/properties/a~1b", "pattern"),
+        ({"properties": {"a/b": {"pattern": "(x)\\1"}}}, "/properties/a~1b", "pattern"),
         ({"properties": {"a": {"minLength": -1}}}, "/properties/a", "minLength"),
         ({"items": 5}, "/items", None),
         ({"$ref": "#/$defs/none"}, "", "$ref"),
@@ -85,7 +85,7 @@ def test_few_schemas_are_refused_that_allow_something() -> None:
         ({"properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}, "/properties/a", "$ref"),
         ({"type": "string", "minLength": 10**9}, "", None),
         ({"type": "array", "minItems": 10**9}, "", "minItems"),
-        ({"type": "array", "items": {"type": "array"}, "uniqueItems": True, "minItems": 2}, "", "uniqueItems"),
+        ({"type": "array", "items": {"type": "array"}, "uniqueItems": True, "minItems": 9}, "", "uniqueItems"),
         (False, "", None),
         ({"type": "object", "properties": {"a": {"type": "string", "enum": [1]}}, "required": ["a"]}, "", None),
         ({"required": "a"}, "", "required"),
