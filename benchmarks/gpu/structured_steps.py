@@ -24,7 +24,7 @@ from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.gpu_worker.load import load_executor
 from services.tokenizer.grammar.compile import to_source
-from shared.grammar import caching_compiler, parsed_source
+from shared.grammar import caching_compiler, compile_source
 from shared.messages import Admit, Plan, Sampling
 from shared.packing import pack_i32
 
@@ -38,7 +38,7 @@ class City:
         self.vocabulary = vocabulary
         source = to_source("json_schema", json.dumps(SCHEMAS["city"]), MAX_CHARACTERS)
         compiler = caching_compiler(vocabulary.info((STOP,)))
-        self._compiled = XGrammarCompiled(compiler.compile_grammar(parsed_source(source)), vocabulary)
+        self._compiled = XGrammarCompiled(compile_source(compiler, source), vocabulary)
 
     def get(self, key: str) -> XGrammarCompiled:
         return self._compiled

@@ -1,6 +1,7 @@
 """The constrained sequences of the engine: which of them wait for their grammar, what their tokens lead to, masks."""
 
 import itertools
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
@@ -13,9 +14,15 @@ from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.masks import MaskPool, Masks
 from services.gpu_worker.grammar.matcher import I32, I64, Compiled
 from services.gpu_worker.sequence import Sequence
-from shared.errors import InternalError, RequestError
+from shared.errors import InternalError, InvalidRequest, RequestError
 from shared.messages import FinishReason
 
+WATCHED_S = 0.005
+"""When taking a step's tokens has cost so much, those of the next step are taken one by one."""
+MAX_TOKEN_S = 0.02
+MAX_LOOK_S = 0.25
+"""What a sequence may cost the engine's thread, which all others wait for, for one token and for looking ahead. Where
+there are very many ways to read the same text (repeats in repeats), every token costs more than the one before."""
 MAX_RUN = 128
 """Tokens that are forced at once: a longer run comes in parts, between which others have their steps."""
 
@@ -35,6 +42,7 @@ class Constraints:
         self._forces_runs = forces_runs
         self._waiting: dict[int, Sequence] = {}
         self._masks: MaskPool | None = None
+        self._is_watched = False
 
     def clear(self) -> None:
         self._waiting.clear()
@@ -55,7 +63,7 @@ class Constraints:
                 yield sequence, grammar
 
     def attach(self, sequence: Sequence, grammar: Compiled) -> "array[int]":
-        """Gives the sequence its guide, replays its output, looks ahead; the run. Raises InternalError."""
+        """Gives the sequence its guide, replays its output, looks ahead; the run. Raises RequestError."""
         if self._masks is None:
             self._masks = MaskPool(self._make_masks())
         sequence.guide = Guide(
@@ -68,25 +76,20 @@ class Constraints:
         )
         return self._look_ahead(sequence, sequence.guide)
 
-    def go_on(self, known: Many[tuple[Sequence, int]]) -> "list[tuple[Sequence, array[int] | InternalError]]":
+    def go_on(self, known: Many[tuple[Sequence, int]]) -> "list[tuple[Sequence, array[int] | RequestError]]":
         """Takes sampled tokens that are no stop ids and looks ahead: those of the sequences that have a run or end now,
         with their runs, or with what went wrong. The masks of the others are filled."""
         if not known:
             return []
-        guides = _guides([sequence for sequence, _ in known])
-        try:
-            accepted = Guide.accept_many([guide for _, guide in guides], [token_id for _, token_id in known])
-        except InternalError as error:
-            return [(sequence, error) for sequence, _ in known]
-        results: list[tuple[Sequence, array[int] | InternalError]] = []
+        errors = self._take(known)
+        results: list[tuple[Sequence, array[int] | RequestError]] = []
         there: list[Sequence] = []
-        for (sequence, token_id), is_accepted in zip(known, accepted, strict=True):
-            if is_accepted:
+        for (sequence, token_id), error in zip(known, errors, strict=True):
+            if error is None:
                 sequence.token_ids.append(token_id)
                 there.append(sequence)
             else:
-                refusal = InternalError(f"token {token_id} was sampled, which the grammar does not allow")
-                results.append((sequence, refusal))
+                results.append((sequence, error))
         if not there:
             return results
         self.fill(there)
@@ -96,16 +99,38 @@ class Constraints:
             try:
                 assert sequence.guide is not None
                 run = self._look_ahead(sequence, sequence.guide)
-            except InternalError as error:
+            except RequestError as error:
                 results.append((sequence, error))
             else:
                 if run or sequence.ends is not None:
                     results.append((sequence, run))
         return results
 
+    def _take(self, known: Many[tuple[Sequence, int]]) -> list[RequestError | None]:
+        """Takes each sequence's token; what went wrong with it."""
+        guides = [guide for _, guide in _guides([sequence for sequence, _ in known])]
+        token_ids = [token_id for _, token_id in known]
+        started = time.thread_time()
+        if self._is_watched:
+            errors = [_take_watched(guide, token_id) for guide, token_id in zip(guides, token_ids, strict=True)]
+        else:
+            try:
+                accepted = Guide.accept_many(guides, token_ids)
+            except InternalError as failure:
+                return [failure] * len(known)
+            errors = [
+                None if is_accepted else _not_allowed(token_id)
+                for token_id, is_accepted in zip(token_ids, accepted, strict=True)
+            ]
+        self._is_watched = time.thread_time() - started > WATCHED_S
+        return errors
+
     def _look_ahead(self, sequence: Sequence, guide: Guide) -> "array[int]":
         left = sequence.max_tokens - (len(sequence.token_ids) - sequence.num_prompt)
+        started = time.thread_time()
         run = array("i", guide.run(sequence.token_ids, min(left, MAX_RUN)))
+        if time.thread_time() - started > MAX_LOOK_S:
+            raise _too_costly()
         sequence.token_ids.extend(run)
         if guide.must_end():
             sequence.ends = FinishReason.STOP
@@ -127,6 +152,30 @@ class Constraints:
         """The filled masks for these rows of a step's logits."""
         assert self._masks is not None
         return Masks(rows, _seats(sequences), self._masks.bits)
+
+
+def _take_watched(guide: Guide, token_id: int) -> RequestError | None:
+    started = time.thread_time()
+    try:
+        is_accepted = guide.accept(token_id)
+    except InternalError as error:
+        return error
+    was_slow, guide.is_slow = guide.is_slow, time.thread_time() - started > MAX_TOKEN_S
+    if was_slow and guide.is_slow:  # once may be a garbage collection
+        return _too_costly()
+    return None if is_accepted else _not_allowed(token_id)
+
+
+def _not_allowed(token_id: int) -> RequestError:
+    return InternalError(f"token {token_id} was sampled, which the grammar does not allow")
+
+
+def _too_costly() -> RequestError:
+    return InvalidRequest(
+        "the answer can be read in so many ways under its constraint that following it takes too long; "
+        "repeats within repeats are the usual cause",
+        code="constraint_too_costly",
+    )
 
 
 def _seats(sequences: Many[Sequence]) -> I64:

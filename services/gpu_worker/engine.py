@@ -383,7 +383,7 @@ class Engine:
                 assert token == guide.imposed
                 guide.note_imposed()
         for sequence, run in self._constraints.go_on(sampled):
-            if isinstance(run, InternalError):
+            if isinstance(run, RequestError):
                 self._fail(sequence, run)
             else:
                 self._begin_run(sequence, run)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.gpu_worker import constraints
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.grammar.matcher import Compiled
@@ -452,3 +453,22 @@ def test_a_dropped_sequence_leaves_nothing_behind(steps: int) -> None:
     rig.plan(an_admit(4, prompt=[TURN, 5]))
     rig.run(4)
     jsonschema.validate(json.loads(rig.text(4)), PERSON)
+
+
+def test_a_constraint_that_takes_too_long_to_follow_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "WATCHED_S", 0.0005)
+    monkeypatch.setattr(constraints, "MAX_TOKEN_S", 0.002)
+    rig = Rig()
+    rig.shelf.here["repeats"] = toy.ebnf('root ::= ((("a"{1,9999}){1,9999}){1,9999}){1,9999}')
+    rig.plan(
+        an_admit(1, "repeats", stop=()),
+        an_admit(2, "person"),
+        an_admit(3, "", max_tokens=40),
+    )
+    rig.run(1, 2, 3)
+    error = rig.ended[1].error
+    assert error is not None
+    assert error.code == "constraint_too_costly"
+    assert set(text_of(rig.tokens[1])) == {"a"}
+    jsonschema.validate(json.loads(rig.text(2)), PERSON)
+    assert len(rig.tokens[3]) == 40 or rig.ended[3].stop_token_id == END

@@ -57,6 +57,10 @@ def regex(pattern: str) -> XGrammarCompiled:
     return XGrammarCompiled(compiler().compile_regex(pattern), vocabulary())
 
 
+def ebnf(source: str) -> XGrammarCompiled:
+    return XGrammarCompiled(compiler().compile_grammar(source), vocabulary())
+
+
 def json_schema(schema: dict[str, object]) -> XGrammarCompiled:
     return XGrammarCompiled(compiler().compile_json_schema(schema, any_whitespace=False), vocabulary())
 

@@ -43,7 +43,7 @@ def chain(count: int) -> object:
     return {"root": {"type": "rule", "name": "r0"}, "rules": {**rules, f"r{count}": "a"}}
 
 
-SERVED_PARTS = ("parts loops", "parts rules", "parts states")
+SERVED_PARTS = ("parts loops", "parts repeats", "parts rules", "parts states")
 
 HOSTILE = {
     "deep": of("json_schema", nested(10_000)),
