@@ -31,7 +31,7 @@ def fast_dtype(own: torch.dtype, num_parameters: int, cpuinfo: Path = Path("/pro
         return own
     num_bytes = num_parameters * torch.float32.itemsize
     if num_bytes > MOST_OF_MEMORY * available_memory(_CPU):
-        log.warning("this CPU has no instructions for %s, and there is too little memory for float32", own)
+        log.info("this CPU has no instructions for %s, and there is too little memory for float32", own)
         return own
     log.info("computing in float32, as this CPU has no instructions for %s", own)
     return torch.float32
