@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 
 # Tests of parts side by side, with one thread of torch's each; then those of the whole system, which want all cores.
 # Those that take minutes each are for `make test-long`.
-LONG := tests/endurance tests/chaos/test_standby.py tests/chaos/test_other_brokers.py tests/e2e/test_manual.py
+LONG := tests/endurance $(addprefix tests/chaos/test_,standby.py other_brokers.py poison.py broker_loss.py) tests/e2e/test_manual.py
 ifeq ($(strip $(ARGS)),)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/sapwood tests/services tests/shared && \
 	$(BIN)/python -m pytest tests/e2e tests/chaos tests/gpu $(addprefix --ignore=,$(LONG))

@@ -201,8 +201,9 @@ class Shelf:
         return toy.regex('"name": ("Ada"|"Alan"|[0-9]+), "age": 7' if key == "name" else "(é|ê|[a-f])+ the lazy dog")
 
 
-@pytest.mark.parametrize("constrained", [{0, 7}, {0, 1, 2}, {1, 2, 4, 6}], ids=["far apart", "beside", "some"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    ("constrained", "temperature"), [({0, 7}, 0.0), ({1, 2, 4, 6}, 1.0)], ids=["far apart", "drawn"]
+)
 def test_constrained_rows_give_the_tokens_of_the_cpu(
     constrained: set[int], temperature: float, device: torch.device
 ) -> None:
@@ -215,7 +216,7 @@ def test_constrained_rows_give_the_tokens_of_the_cpu(
                     i,
                     a_prompt(5 + i, i),
                     list(range(12 * i, 12 * i + 12)),
-                    max_tokens=12 + i,
+                    max_tokens=8 + i % 3,
                     sampling=Sampling(temperature=temperature, seed=i, logit_bias={20: 1.5} if i == 2 else {}),
                     stop=[toy.END],
                     grammar=("name" if i % 2 else "dog") if i in constrained else "",
