@@ -34,8 +34,6 @@ I32 = npt.NDArray[np.int32]
 Shape = tuple[int, int, int]
 """Of a pass with chunks: rows, parts, tiles."""
 
-_ROW, _SEAT = 0, 1  # of what `StepRows.logits` says
-
 RUN_AHEAD = 1
 MOST_CAPTURED_ROWS = 1024
 """Steps with chunks are captured up to so many rows: beyond, the device is busy for longer than launching takes."""
@@ -113,7 +111,7 @@ class CudaExecutor:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
         for size in self._decode_buckets.sizes:
-            self._sampler.compile(self._logits[:size], self._rows.logits[_SEAT, :size], self._tokens[:size])
+            self._sampler.compile(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size])
 
     def _mixed_parts(self) -> Iterator[Callable[[], None]]:
         """Steps with chunks."""
@@ -141,7 +139,7 @@ class CudaExecutor:
         with self._with_groups(True):
             self._forward_decode(size)
         self._run_head(size)
-        self._sampler.prepare(self._logits[:size], self._rows.logits[_SEAT, :size], self._tokens[:size], self._graphs)
+        self._sampler.prepare(self._logits[:size], self._rows.logit_seats[:size], self._tokens[:size], self._graphs)
 
     @contextmanager
     def _with_groups(self, has_groups: bool) -> Iterator[None]:
@@ -264,7 +262,7 @@ class CudaExecutor:
         self._hidden[:num_rows].copy_(hidden)
 
     def _head_pass(self, num_logit_rows: int) -> None:
-        hidden = self._hidden.index_select(0, self._rows.logits[_ROW, :num_logit_rows])
+        hidden = self._hidden.index_select(0, self._rows.logit_rows[:num_logit_rows])
         self._logits[:num_logit_rows].copy_(self._model.logits(hidden))
 
     def _set_groups(self, decode: DecodeSet) -> None:
@@ -287,7 +285,7 @@ class CudaExecutor:
         """Starts the choice of tokens and their way back; where they will be."""
         self._sampler.choose(
             self._logits[:num_rows],
-            self._rows.logits[_SEAT, :num_rows],
+            self._rows.logit_seats[:num_rows],
             self._tokens[:num_rows],
             states,
             masks,

@@ -28,7 +28,8 @@ class StepRows:
     """max_rows N. token_ids, positions, slots, lengths: int32 [N], of which a step takes the first rows.
 
     logits: int32 [LOGIT_ROWS, L] of rows whose next token is sampled, see `begin_step`: the row, the seat that gets the
-    token, NO_SEAT for what only fills up, and where that seat stands. What `arrange` sets: seats: int32 [rows]; given:
+    token, NO_SEAT for what only fills up, and where that seat stands. logit_rows, logit_seats: the first two of these.
+    What `arrange` sets: seats: int32 [rows]; given:
     int32 [GIVEN_ROWS, rows]; part_seats, part_firsts, part_starts, part_counts: int32 [parts], of the chunks; tiles:
     int32 [2, T], of which num_tiles int32 [1] are there."""
 
@@ -50,6 +51,7 @@ class StepRows:
         most_tiles = max_tiles(max_rows, max_rows, tile_rows)
         self._buffer = int32(_Places(self._logits_end, max_rows, max_rows, most_tiles).end)
         self.logits = self._buffer[: LOGIT_ROWS * max_logit_rows].view(LOGIT_ROWS, max_logit_rows)
+        self.logit_rows, self.logit_seats = self.logits[0], self.logits[1]
         self.arrange(max_rows, 0, 0)
 
     def arrange(self, num_rows: int, num_parts: int, num_tiles: int) -> None:
