@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.greedy_outputs --model-path DIR --device cpu --out cpu.json
     python -m benchmarks.gpu.greedy_outputs --model-path DIR --device cuda --against cpu.json
 
-Prompts are passages of 5 to 1,500 tokens of this project's pages; answers have 32 tokens. Float32 unless told
-otherwise. Exit code 1 when an answer differs.
+Prompts are passages of 5 to 1,500 tokens of this project's pages, which are kept with the answers, as pages change;
+answers have 32 tokens. Float32 unless told otherwise. Exit code 1 when an answer differs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def prompts(model_path: str, count: int) -> list[list[int]]:
     return [ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
-def answers(settings: Settings, count: int) -> list[list[int]]:
+def answers(settings: Settings, asked: list[list[int]]) -> list[list[int]]:
     limits = resolve(settings)
     executor = load_executor(settings, limits)
     executor.warm_up()
@@ -54,7 +54,7 @@ def answers(settings: Settings, count: int) -> list[list[int]]:
             stop_token_ids=[],
             max_tokens=NUM_TOKENS,
         )
-        for i, prompt in enumerate(prompts(settings.model_path, count))
+        for i, prompt in enumerate(asked)
     ]
     engine.apply(Plan(epoch=engine.epoch, number=1, commands=list(admits)))
     while engine.step() is not None:
@@ -77,24 +77,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path)
     arguments = parser.parse_args()
-    got = answers(
-        Settings(
-            model_path=arguments.model_path,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            num_pages=3000,
-            max_running=32,
-            max_model_len=2048,
-        ),
-        arguments.count,
+    expected = json.loads(arguments.against.read_text()) if arguments.against else None
+    asked = expected["prompts"] if expected else prompts(arguments.model_path, arguments.count)
+    settings = Settings(
+        model_path=arguments.model_path,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        num_pages=3000,
+        max_running=32,
+        max_model_len=2048,
     )
+    got = answers(settings, asked)
     if arguments.out:
-        arguments.out.write_text(json.dumps(got))
-    if arguments.against:
-        expected = json.loads(arguments.against.read_text())
+        arguments.out.write_text(json.dumps({"prompts": asked, "answers": got}))
+    if expected:
         same = [
             next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), NUM_TOKENS)
-            for x, y in zip(got, expected, strict=True)
+            for x, y in zip(got, expected["answers"], strict=True)
         ]
         print(f"{sum(n == NUM_TOKENS for n in same)} of {len(same)} answers are equal; equal tokens: {same}")
         sys.exit(any(n < NUM_TOKENS for n in same))
