@@ -27,7 +27,7 @@ from shared.errors import BusError, ConfigError
 from shared.metrics import ASYNCIO_TASKS
 from shared.registry import Registry
 from shared.settings import BaseSettings
-from shared.streams import LOST_CONNECTION, Bus, backoff, connect, wait_for_broker
+from shared.streams import Bus, connect, persistently, wait_for_broker
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ async def _run(service: str, settings: S, serve: Callable[[Context, S], Awaitabl
     ASYNCIO_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     try:
         await wait_for_broker(client)
-        await _register(registry)
+        await persistently("first heartbeat", registry.beat)
         work = asyncio.ensure_future(_with_background(Context(service, instance, bus, registry), settings, serve))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, work.cancel)
@@ -99,19 +99,6 @@ async def _run(service: str, settings: S, serve: Callable[[Context, S], Awaitabl
         await registry.leave()
         await client.aclose()
         tracing.shut_down()
-
-
-async def _register(registry: Registry) -> None:
-    """Returns once the broker has taken the first heartbeat; one that takes no writes now is waited for."""
-    attempt = 0
-    while True:
-        try:
-            await registry.beat()
-            return
-        except LOST_CONNECTION as error:
-            log.warning("first heartbeat: %s; trying again", error)
-            attempt += 1
-            await backoff(attempt)
 
 
 async def _with_background(context: Context, settings: S, serve: Callable[[Context, S], Awaitable[None]]) -> None:

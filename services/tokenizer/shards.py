@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import Gauge
 
 from shared.errors import ConfigError
-from shared.streams import LOST_CONNECTION, Bus
+from shared.streams import LOST_CONNECTION, Bus, persistently
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,16 @@ RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del'
 async def agree_on_shards(bus: Bus, token_shards: int) -> None:
     """Makes sure that every process counts the same shards. Raises ConfigError if this one does not."""
     key = bus.key("token_shards")
-    if await bus.client.set(key, token_shards, nx=True):
-        return
-    recorded = await bus.client.get(key)
-    if recorded is not None and int(recorded) != token_shards:
+
+    async def recorded_shards() -> int:
+        await bus.client.set(key, token_shards, nx=True)
+        recorded: Any = await bus.client.get(key)
+        return token_shards if recorded is None else int(recorded)
+
+    recorded = await persistently("agreeing on token shards", recorded_shards)
+    if recorded != token_shards:
         raise ConfigError(
-            f"--token-shards (SAPWOOD_TOKEN_SHARDS) is {token_shards} here and {int(recorded)} in this deployment; "
+            f"--token-shards (SAPWOOD_TOKEN_SHARDS) is {token_shards} here and {recorded} in this deployment; "
             f"to change it, stop all of its tokenizers and delete the key {key}"
         )
 

@@ -9,7 +9,7 @@ Delivery is at least once: a connection that breaks during a write makes the bat
 drop what they have (by sequence id and index, or by plan number).
 """
 
-from shared.streams.broker import LOST_CONNECTION, Wire, backoff, connect, wait_for_broker
+from shared.streams.broker import LOST_CONNECTION, Wire, backoff, connect, persistently, wait_for_broker
 from shared.streams.bus import Bus
 from shared.streams.entries import Delivery, Stream, order_of
 from shared.streams.names import (
@@ -43,6 +43,7 @@ __all__ = [
     "connect",
     "control_stream",
     "order_of",
+    "persistently",
     "plan_stream",
     "reply_stream",
     "shard_stream",

@@ -1,11 +1,12 @@
 """Connections to the broker, and what may go wrong with them."""
 
 import asyncio
+import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import hiredis
 import redis.asyncio
@@ -25,6 +26,11 @@ from redis.exceptions import (
 
 from shared import sentinel
 from shared.errors import BusError, ConfigError
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONNECT_S = 5
 
@@ -84,6 +90,19 @@ def _keepalive() -> dict[int, int]:
 async def backoff(attempt: int) -> None:
     """Waits 50 ms, doubling up to 2 s."""
     await asyncio.sleep(min(2.0, 0.05 * 2 ** min(attempt, 10)))
+
+
+async def persistently(what: str, operation: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What the operation returns; it is asked again, for ever, while the broker is away or refuses for now. It must
+    bear to run twice. what: it does, for the log."""
+    attempt = 0
+    while True:
+        try:
+            return await operation(*args, **kwargs)
+        except LOST_CONNECTION as error:
+            log.warning("%s: %s; trying again", what, error)
+            attempt += 1
+            await backoff(attempt)
 
 
 async def wait_for_broker(client: "redis.asyncio.Redis", patience_s: float = 60.0) -> None:

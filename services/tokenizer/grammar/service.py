@@ -10,9 +10,7 @@ import importlib.metadata
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -24,12 +22,11 @@ from services.tokenizer.model_files import ModelFiles
 from shared.errors import InvalidRequest, Overloaded, RequestError
 from shared.grammar import KEY_FAMILY, MAX_SOURCE_BYTES
 from shared.messages import Constraint
-from shared.streams import LOST_CONNECTION, Bus, backoff
+from shared.streams import Bus, persistently
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+STORE = "the store of grammars"
 
 FORMAT_VERSION = 5
 """Counts changes of what constraints are turned into; part of every key."""
@@ -141,7 +138,7 @@ class GrammarService:
         return await asyncio.shield(task)  # one who gives up does not take it from the others
 
     async def _provide(self, key: str, job: Job) -> str | None:
-        if await self._persistently(self._store.touch, key):
+        if await persistently(STORE, self._store.touch, key):
             COMPILES.labels("cached").inc()
             return None
         start = time.monotonic()
@@ -150,7 +147,7 @@ class GrammarService:
         COMPILE_SECONDS.observe(time.monotonic() - start)
         if isinstance(answer, Compiled):
             if len(answer.grammar) <= self._max_bytes:
-                STORED_BYTES.set(await self._persistently(self._store.put, key, answer.grammar))
+                STORED_BYTES.set(await persistently(STORE, self._store.put, key, answer.grammar))
                 COMPILES.labels("compiled").inc()
                 return None
             refusal = f"takes {len(answer.grammar) // MEBIBYTE} MiB when compiled, which is too much to keep"
@@ -167,18 +164,6 @@ class GrammarService:
             del self._failures[key]
             return None
         return message
-
-    @staticmethod
-    async def _persistently(operation: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Goes on until the broker is there."""
-        attempt = 0
-        while True:
-            try:
-                return await operation(*args, **kwargs)
-            except LOST_CONNECTION as error:
-                log.warning("the store of grammars: %s; trying again", error)
-                attempt += 1
-                await backoff(attempt)
 
 
 def _retrieved(task: "asyncio.Task[str | None]") -> None:

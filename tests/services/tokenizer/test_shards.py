@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
+from redis.exceptions import BusyLoadingError
 
 from services.tokenizer.shards import Leases, agree_on_shards, plan
 from shared.errors import ConfigError
@@ -115,3 +117,23 @@ async def test_every_process_must_count_the_same_shards(bus: Bus) -> None:
     await agree_on_shards(bus, 4)
     with pytest.raises(ConfigError, match="is 5 here and 4 in this deployment"):
         await agree_on_shards(bus, 5)
+
+
+@pytest.mark.parametrize("refused", ["set", "get"])
+async def test_a_broker_that_loads_its_data_is_waited_for(
+    bus: Bus, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    command = getattr(bus.client, refused)
+
+    async def loading_twice(*args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise BusyLoadingError("Redis is loading the dataset in memory")
+        return await command(*args, **kwargs)
+
+    monkeypatch.setattr(bus.client, refused, loading_twice)
+    await agree_on_shards(bus, 4)
+    assert asked == 3
+    assert await bus.client.get(bus.key("token_shards")) == b"4"
