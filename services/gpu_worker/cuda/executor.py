@@ -297,6 +297,14 @@ class CudaExecutor:
         result.copy_(self._tokens[:num_rows], non_blocking=True)
         return result
 
+    def record(self) -> torch.cuda.Event | None:
+        """What has happened once the device has done all that it was given so far."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
 
 class CudaLaunch:
     """A step under way. states: of the rows that are sampled, the first of num_rows."""
@@ -310,16 +318,13 @@ class CudaLaunch:
 
     @torch.inference_mode()
     def sample(self, masks: Masks | None = None) -> None:
-        if not self._states:
-            return
-        self._result = self._executor.choose(self._num_rows, self._states, masks)
-        if self._result.is_pinned():
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record()
+        if self._states:
+            self._result = self._executor.choose(self._num_rows, self._states, masks)
+        self._done = self._executor.record()
 
     def tokens(self) -> I32:
+        if self._done is not None:  # also without tokens: the step's arrays lie in staging memory until it has run
+            self._done.synchronize()
         if self._result is None:
             return np.empty(0, np.int32)
-        if self._done is not None:
-            self._done.synchronize()
         return self._result.numpy()[: len(self._states)].copy()

@@ -39,23 +39,26 @@ class SpecialSeats:
         self._appended: list[tuple[int, npt.NDArray[np.int64]]] = []
 
     def take(self, sequence: Sequence) -> None:
-        if is_special(sequence.sampling) or sequence.seat in self._used:
-            self._taken[sequence.seat] = sequence
+        seat = sequence.seat
+        self._appended = [one for one in self._appended if one[0] != seat]
+        self._taken.pop(seat, None)  # whoever had it may have gone before anything was written
+        if is_special(sequence.sampling) or seat in self._used:
+            self._taken[seat] = sequence
 
     def append(self, sequence: Sequence, token_ids: Many[int]) -> None:
         """Output tokens that were not sampled count for penalties too."""
-        if sequence.sampling.has_penalties and sequence.seat not in self._taken:
+        if sequence.sampling.has_penalties:
             self._appended.append((sequence.seat, np.array(token_ids, np.int64)))
 
     def flush(self, staging: Staging) -> None:
+        for seat, sequence in self._taken.items():
+            self._write(seat, sequence, staging)
+        self._taken.clear()
         for seat, tokens in self._appended:
             assert self.penalties is not None
             at = staging.to_device(tokens, self._device)
             self.penalties.counts[seat].index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
         self._appended.clear()
-        for seat, sequence in self._taken.items():
-            self._write(seat, sequence, staging)
-        self._taken.clear()
 
     def _write(self, seat: int, sequence: Sequence, staging: Staging) -> None:
         state = sequence.sampling

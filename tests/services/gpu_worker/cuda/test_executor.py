@@ -192,6 +192,28 @@ def test_gives_the_tokens_of_the_executor_that_runs_step_by_step(
             assert got.tokens[sequence_id] == tokens, sequence_id
 
 
+def test_steps_without_a_token_are_waited_for_too(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their arrays are in staging memory, which serves the third step after them again."""
+    launched = waited = 0
+
+    class Done:
+        def synchronize(self) -> None:
+            nonlocal waited
+            waited += 1
+
+    def record(self: CudaExecutor) -> Done:
+        nonlocal launched
+        launched += 1
+        return Done()
+
+    monkeypatch.setattr(CudaExecutor, "record", record)
+    run = Run(on_device(CONFIGS["llama"], device))
+    run.plan(an_admit(1, a_prompt(6 * BUDGET), list(range(40))))
+    for _ in range(5):  # none of them comes to the prompt's end
+        run.step()
+        assert launched - waited == CudaExecutor.run_ahead
+
+
 class Shelf:
     """Two grammars that are here."""
 
