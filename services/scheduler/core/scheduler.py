@@ -56,6 +56,7 @@ class Scheduler:
 
     REMEMBER_S = 600.0
     REMEMBER_MOST = 200_000
+    REMEMBER_SILENT = 64
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Scheduler:
         self._no_worker_patience_s = no_worker_patience_s
         self._homeless: dict[int, Sequence] = {}  # waiting for any worker
         self._gone: OrderedDict[int, float] = OrderedDict()  # ended, or aborted before they came
+        self._silent: OrderedDict[str, list[Sequence]] = OrderedDict()  # what ran on workers that were given up
         self._deadlines: list[tuple[float, int]] = []
         self._recovery = Recovery()
         self.term = term
@@ -241,7 +243,8 @@ class Scheduler:
         if known is not None and known.epoch >= hello.epoch:
             return
         self._recovery.relearning.pop(hello.worker, None)
-        waiting = self._lose(known, is_crash=True) if known is not None else []
+        self._acquit(hello.worker)
+        _, waiting = self._lose(known, is_crash=True) if known is not None else ([], [])
         self._join(WorkerState(hello, self._policy(), self._tuning, now, term=self.term), now)
         self._again(waiting, now)
 
@@ -255,25 +258,38 @@ class Scheduler:
 
     def _gone_worker(self, event: Goodbye | Died, now: float) -> None:
         self._recovery.relearning.pop(event.worker, None)
+        if isinstance(event, Died):
+            self._silent.pop(event.worker, None)
+        else:
+            self._acquit(event.worker)
         worker = self.workers.get(event.worker)
         if worker is not None and (isinstance(event, Died) or worker.epoch == event.epoch):
-            waiting = self._lose(worker, is_crash=isinstance(event, Died))
+            _, waiting = self._lose(worker, is_crash=isinstance(event, Died))
             self._commands.append(ForgetWorker(worker.name))
             self._again(waiting, now)
 
     def _give_up(self, worker: WorkerState, now: float) -> None:
-        """A worker that is silent. Should it come back it has to start over: nothing more of this epoch counts."""
+        """A worker that is silent. Should it come back it has to start over: nothing more of this epoch counts. It is
+        as good as dead until it does: it may hang over what it ran."""
         log.warning("worker %s: silent for %.0f s, given up", worker.name, now - worker.last_seen)
-        waiting = self._lose(worker, is_crash=True)
+        ran, waiting = self._lose(worker, is_crash=True)
+        self._silent[worker.name] = ran
+        if len(self._silent) > self.REMEMBER_SILENT:
+            self._silent.popitem(last=False)
         self._commands.append(ForgetWorker(worker.name))
         self._commands.append(
             SendPlan(worker.name, Plan(epoch=worker.epoch, number=START_OVER, commands=[], term=self.term))
         )
         self._again(waiting, now)
 
-    def _lose(self, worker: WorkerState, *, is_crash: bool) -> list[Sequence]:
-        """Forgets a worker and all it held. What its sequences have told is read first, before they go on elsewhere;
-        returns those that only waited there."""
+    def _acquit(self, name: str) -> None:
+        """A worker that was given up speaks: what ran there has not killed it."""
+        for sequence in self._silent.pop(name, []):
+            sequence.crashes -= 1
+
+    def _lose(self, worker: WorkerState, *, is_crash: bool) -> tuple[list[Sequence], list[Sequence]]:
+        """Forgets a worker and all it held; the sequences that ran there and those that waited. What the former have
+        told is read first, before they go on elsewhere."""
         ran, waiting = self._take_apart(worker)
         for sequence in ran:
             sequence.attempt += 1
@@ -281,7 +297,7 @@ class Scheduler:
             sequence.is_poison = is_crash and len(ran) == 1 and sequence.crashes >= SUSPECT_CRASHES
         if ran:
             self._commands.append(self._recovery.read(worker.name, worker.epoch, ran, is_fenced=True))
-        return waiting
+        return ran, waiting
 
     def _take_apart(self, worker: WorkerState) -> tuple[list[Sequence], list[Sequence]]:
         """Takes a worker out of the books; its sequences that ran and those that waited, as before admission."""
@@ -363,7 +379,7 @@ class Scheduler:
     ) -> list[Sequence]:
         """Takes a worker into the books as it is; returns the sequences that it cannot go on with."""
         known = self.workers.get(holdings.hello.worker)
-        waiting = self._lose(known, is_crash=True) if known is not None else []
+        _, waiting = self._lose(known, is_crash=True) if known is not None else ([], [])
         worker = WorkerState(
             holdings.hello,
             self._policy(),

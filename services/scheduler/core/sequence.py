@@ -55,7 +55,8 @@ class Sequence:
     client is told. admitted_tokens, prefill_left: tokens at admission, and how many of them are still to compute.
     outstanding: tokens that it may still come to and has no pages for. quiet_until: up to so many tokens another one
     is nothing but another one: no page becomes whole and the lease holds; 0: not known.
-    crashes: workers that died while it ran; is_poison: and it was the only one there when the last of several did."""
+    crashes: workers that died while it ran; is_poison: and it was the only one there when the last of several did;
+    runs_alone: where it runs nothing else may, as it was a suspect when it was admitted."""
 
     sequence_id: int
     choice: int
@@ -69,6 +70,7 @@ class Sequence:
     attempt: int = 0
     crashes: int = 0
     is_poison: bool = False
+    runs_alone: bool = False
     cached_prompt: int = 0
     waiting_since: float = 0.0
 

@@ -188,7 +188,8 @@ class WorkerState:
 
     def _enter(self, sequence: Sequence) -> None:
         self.running[sequence.sequence_id] = sequence
-        self._num_suspects += sequence.is_suspect
+        sequence.runs_alone = sequence.is_suspect
+        self._num_suspects += sequence.runs_alone
         sequence.quiet_until = 0
         self._note_room(sequence)
 
@@ -377,6 +378,8 @@ class WorkerState:
         not come, so those that wait for it start again."""
         for other in reversed(list(self.running.values())):
             if other is not sequence and _waits_for(other, sequence):
+                # What it says it has computed since it computed over pages that nobody had filled.
+                other.computed = min(other.computed, other.matched_pages * self.page_size)
                 if other.phase is Phase.RUNNING:
                     self.retract(other, now)
                 else:
@@ -410,7 +413,7 @@ class WorkerState:
         sequence.quiet_until = 0
         self._outstanding -= sequence.outstanding
         sequence.outstanding = 0
-        self._num_suspects -= sequence.is_suspect
+        self._num_suspects -= sequence.runs_alone
         self.num_lingering -= sequence.phase is Phase.LINGERING
         del self.running[sequence.sequence_id]
         self.hungry.pop(sequence.sequence_id, None)
@@ -478,7 +481,7 @@ class WorkerState:
         assert self.pending_prefill >= 0
         running = self.running.values()
         assert self._outstanding == sum(max(0, s.final_tokens - len(s.pages) * self.page_size) for s in running)
-        assert self._num_suspects == sum(s.is_suspect for s in running)
+        assert self._num_suspects == sum(s.runs_alone for s in running)
         assert self.num_lingering == sum(s.phase is Phase.LINGERING for s in running)
         for sequence in running:
             assert sequence.num_tokens > sequence.quiet_until or sequence.phase is Phase.RUNNING

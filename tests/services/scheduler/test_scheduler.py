@@ -29,7 +29,7 @@ from shared.messages import (
     Retract,
     Sampling,
 )
-from shared.packing import pack_i32
+from shared.packing import pack_i32, pack_i64
 from tests.services.scheduler.fake_worker import FakeWorker
 from tests.services.scheduler.world import World
 
@@ -243,6 +243,36 @@ def test_a_sequence_that_the_worker_can_not_run_leaves_nothing_and_those_that_re
     world.check_end()
 
 
+def test_what_was_computed_over_pages_that_nobody_filled_is_not_cached() -> None:
+    worker = FakeWorker(num_pages=64, page_size=4, budget=100)
+    world = a_world(worker)
+    prompt = [number % 5 for number in range(21)]
+    (first,) = world.arrive(prompt, 8)
+    (second,) = world.arrive([*prompt[:16], 4, 3, 2, 1, 4, 3, 2], 8)
+    assert [admit.cached for admit in admitted(worker)] == [0, 16]
+    worker.budget = 0
+    step(world)  # takes both in
+    worker.budget = 100
+    worker.running.pop(first)
+    world.failed.add(first)
+    world.apply(
+        Progress(
+            worker="w",
+            epoch=worker.epoch,
+            applied=worker.applied,
+            at=0.0,
+            number=worker.next_number(),
+            computed_ids=pack_i64([second]),
+            computed=pack_i32([23]),
+            ended=[Ended(sequence_id=first, reason=FinishReason.ERROR, num_tokens=0)],
+        )
+    )
+    assert world.scheduler.workers["w"].index.match(pack_i32(prompt), 20).num_tokens == 0
+    assert commands(worker, Retract) == [Retract(sequence_ids=[second])]
+    world.run_out()
+    world.check_end()
+
+
 def test_a_deadline_ends_a_request_wherever_it_is() -> None:
     worker = FakeWorker(max_running=1)
     world = a_world(worker)
@@ -325,6 +355,38 @@ def test_a_request_that_loses_its_worker_again_and_again_ends_with_500() -> None
     (error,) = [ended.error for ended in world.told if ended.error]
     assert error.status == 500
     assert error.message.startswith("request 1 was running alone when its worker died")
+    assert [command.entry_id for command in out if isinstance(command, Quarantine)] == ["1-0"]
+
+
+def test_a_worker_that_is_silent_and_comes_back_has_not_died() -> None:
+    worker = FakeWorker(num_pages=64, page_size=4)
+    world = a_world(worker)
+    (request,) = world.arrive([1, 2, 3], 60)
+    for _ in range(SUSPECT_CRASHES + 1):
+        step(world, 3)
+        world.apply(after=7.0)
+        assert "w" not in world.scheduler.workers
+        world.apply(worker.step())  # learns that it is to start over
+        step(world, 3)
+        assert not world.told
+    world.run_out()
+    assert not world.failed
+    assert min(worker.outputs[request]) < max(worker.outputs[request])
+    world.check_end()
+
+
+def test_a_request_over_which_workers_hang_ends_with_500() -> None:
+    worker = FakeWorker()
+    world = a_world(worker)
+    world.arrive([1, 2, 3], 10)
+    for _ in range(SUSPECT_CRASHES):
+        assert not world.told
+        step(world)
+        out = world.apply(after=7.0)
+        world.apply(Died(worker="w"))  # its watchdog's work
+        world.apply(worker.restart())
+    (error,) = [ended.error for ended in world.told if ended.error]
+    assert error.status == 500
     assert [command.entry_id for command in out if isinstance(command, Quarantine)] == ["1-0"]
 
 
