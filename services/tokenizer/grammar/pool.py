@@ -35,6 +35,9 @@ START_AFTER_S = 2.0
 """The first process is started so long after the service, unless it is needed before: whoever is first to ask for a
 constraint is not to wait for PyTorch, and neither is the service's own start."""
 
+STARTS = 2
+"""A process may have ended since its last job, killed by the system for its memory: the next one gets the job."""
+
 _answers: "msgspec.msgpack.Decoder[Answer]" = msgspec.msgpack.Decoder(Answer)
 _Waiting = tuple[int, int, Job, "asyncio.Future[Answer]"]
 
@@ -123,8 +126,15 @@ class CompilePool:
 
     def _do(self, child: "Child", job: Job) -> Answer:
         """In a thread of the pool."""
-        self._start(child)
-        return child.do(job, self._setup.timeout_s)
+        for _ in range(STARTS):
+            self._start(child)
+            with contextlib.suppress(_Gone):
+                return child.do(job, self._setup.timeout_s)
+        raise InternalError("the processes that compile grammars end before they get to it")
+
+
+class _Gone(Exception):
+    """The process had ended before it got its job."""
 
 
 class Child:
@@ -164,13 +174,19 @@ class Child:
 
     def do(self, job: Job, timeout_s: float) -> Answer:
         """The process's answer, or why there is none. timeout_s: of the processor's time. Raises Overloaded if the
-        process did not get so much."""
+        process did not get so much, _Gone if it had ended before."""
         connection, process = self._connection, self._process
         assert connection is not None
         assert process is not None
-        start, begin = time.monotonic(), _processor_s(process.pid)
+        start = time.monotonic()
         try:
+            begin = _processor_s(process.pid)
             connection.send_bytes(msgspec.msgpack.encode(job))
+        except OSError as error:
+            log.warning("a compiling process has ended: %r", error)
+            self._drop()
+            raise _Gone from None
+        try:
             while not connection.poll(min(LOOK_EVERY_S, timeout_s / 4)):
                 if _processor_s(process.pid) - begin > timeout_s:
                     log.warning("a compiling process took more than %g s and was killed", timeout_s)

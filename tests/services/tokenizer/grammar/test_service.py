@@ -120,6 +120,16 @@ async def test_free_requests_do_not_wait_for_those_that_do(world: World, monkeyp
     assert await world.pending() == (0, 0)
 
 
+async def test_a_process_that_ended_between_two_jobs_is_replaced(grammars: GrammarService) -> None:
+    await grammars.compile(regex("a+"))
+    (child,) = grammars._pool._children
+    assert child._process is not None and child._process.pid is not None
+    os.kill(child._process.pid, signal.SIGKILL)
+    await asyncio.to_thread(child._process.join)
+    for source in ("b+", "c+"):
+        await grammars.compile(regex(source))
+
+
 async def test_a_bad_grammar_is_refused_and_names_its_field(world: World) -> None:
     await world.start("one")
     world.ask("r", constraint=Constraint(kind="regex", source="(", param="structured_outputs.regex"))
