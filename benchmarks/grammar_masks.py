@@ -151,7 +151,7 @@ def measure(name: str, schema: Any, vocabulary: Vocabulary, stops: tuple[int, ..
     closing = np.array([any(char in text for char in b'"]}') for text in vocabulary.token_bytes])
     draw, times = random.Random(1), Times()
     for _ in range(WALKS):
-        guide = Guide(compiled, stops, (), vocabulary, vocabulary.vocab_size, empty_mask(vocabulary.vocab_size))
+        guide = Guide(compiled, stops, vocabulary, vocabulary.vocab_size, empty_mask(vocabulary.vocab_size))
         walk(guide, stops, draw, times, closing)
     share = times.num_forced / max(times.num_forced + times.num_sampled, 1)
     print(
@@ -169,7 +169,7 @@ def fill_together(compiled: XGrammarCompiled, vocabulary: Vocabulary, stops: tup
     draw = random.Random(2)
     guides = []
     for seat in range(num_rows):
-        guide = Guide(compiled, stops, (), None, vocabulary.vocab_size, pool.row(seat))
+        guide = Guide(compiled, stops, None, vocabulary.vocab_size, pool.row(seat))
         for _ in range(draw.randrange(1, 40)):
             guide.fill()
             token = int(draw.choice(allowed(guide, vocabulary.vocab_size).nonzero()[0]))

@@ -23,6 +23,8 @@ MAX_TOKEN_S = 0.02
 MAX_LOOK_S = 0.25
 """What a sequence may cost the engine's thread, which all others wait for, for one token and for looking ahead. Where
 there are very many ways to read the same text (repeats in repeats), every token costs more than the one before."""
+MAX_REPLAY_S = 2.0
+"""What replaying the output of a sequence that is taken over may cost, for the same reason."""
 MAX_RUN = 128
 """Tokens that are forced at once: a longer run comes in parts, between which others have their steps."""
 
@@ -66,15 +68,23 @@ class Constraints:
         """Gives the sequence its guide, replays its output, looks ahead; the run. Raises RequestError."""
         if self._masks is None:
             self._masks = MaskPool(self._make_masks())
-        sequence.guide = Guide(
+        guide = Guide(
             grammar,
             sequence.sampling.stop_token_ids,
-            sequence.token_ids[sequence.num_prompt :],
             self._grammars.vocabulary if self._forces_runs else None,
             self._vocab_size,
             self._masks.row(sequence.seat),
         )
-        return self._look_ahead(sequence, sequence.guide)
+        until = time.thread_time() + MAX_REPLAY_S
+        for number, token_id in enumerate(sequence.token_ids[sequence.num_prompt :]):
+            if not guide.accept(token_id):
+                raise InternalError(
+                    f"output token {number} of a sequence that was taken over does not match its grammar"
+                )
+            if time.thread_time() > until:
+                raise _too_costly()
+        sequence.guide = guide
+        return self._look_ahead(sequence, guide)
 
     def go_on(self, known: Many[tuple[Sequence, int]]) -> "list[tuple[Sequence, array[int] | RequestError]]":
         """Takes sampled tokens that are no stop ids and looks ahead: those of the sequences that have a run or end now,

@@ -310,8 +310,7 @@ class Engine:
     def _masks(self, constrained: list[tuple[int, Sequence, int]], filling: "Future[None] | None") -> Masks:
         """The masks of the step that was launched; takes the steps before it, whose tokens they depend on."""
         self._unsampled = {sequence.id for _, sequence, _ in constrained}
-        while self._flights:
-            self._take(self._flights.popleft())
+        self._take_all()
         self._unsampled = set()
         there = [(row, sequence) for row, sequence, serial in constrained if sequence.serial == serial]
         rows, sequences = [row for row, _ in there], [sequence for _, sequence in there]
@@ -356,20 +355,27 @@ class Engine:
         return copies
 
     def _attach_grammars(self) -> None:
-        """Gives those that wait for a grammar what has come."""
+        """Gives those that wait for a grammar what has come. One that fails computes its prompt all the same, as others
+        may have been admitted for whom it does; then it ends."""
         for sequence, grammar in self._constraints.arrived():
             try:
                 if isinstance(grammar, RequestError):
                     raise grammar
                 run = self._constraints.attach(sequence, grammar)
             except RequestError as error:
-                self._fail(sequence, error)
+                sequence.guide, sequence.error = None, error
                 continue
             self._append(sequence, run)
             if self._waiting.pop(sequence.id, None) is not None:
                 if not run:
                     sequence.computed -= 1  # its logits are needed now, and were not kept
                 self._running[sequence.id] = sequence
+        failed = [sequence for sequence in self._waiting.values() if sequence.error is not None]
+        if failed:
+            self._take_all()  # that the prompt is computed is to be told first
+        for sequence in failed:
+            assert sequence.error is not None
+            self._fail(sequence, sequence.error)
 
     def _go_on(self, known: list[tuple[Sequence, int]]) -> None:
         """What the newest tokens of constrained sequences lead to."""
@@ -412,6 +418,10 @@ class Engine:
             sequence.num_sampled += len(run)
             self._executor.append(sequence, run)
             metrics.FORCED_TOKENS.inc(len(run))
+
+    def _take_all(self) -> None:
+        while self._flights:
+            self._take(self._flights.popleft())
 
     def _take(self, flight: _Flight) -> None:
         """Looks at the tokens of a step."""
@@ -525,6 +535,7 @@ class Engine:
         return stalled + [sequence.id for sequence in self._running.values() if sequence.room <= 0]
 
     def _end(self, sequence: Sequence, ended: Ended) -> None:
+        self._has_news = True
         self._report.add_end(sequence.shard, ended)
         self._note_stages(sequence, ended)
 

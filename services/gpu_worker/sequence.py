@@ -19,7 +19,7 @@ class Sequence:
     were told. serial: a step's token counts only if it is the same as when the step was launched.
 
     grammar: key of the grammar that its output must match, or empty; guide: there once the grammar is. ends: why it
-    ends when all of token_ids is computed, without a token that is sampled."""
+    ends when all of token_ids is computed, without a token that is sampled; error: why it fails then."""
 
     id: int
     shard: int
@@ -43,6 +43,7 @@ class Sequence:
     grammar: str = ""
     guide: Guide | None = None
     ends: FinishReason | None = None
+    error: RequestError | None = None
     seat: int = 0
     serial: int = 0
     first_token_at: float | None = None

@@ -70,7 +70,7 @@ class ConstrainedWorld(World):
         pattern = self.grammars[sequence_id]
         if not pattern:
             return super().expected(sequence_id, prompt, max_tokens, stop)
-        guide = Guide(compiled(pattern), stop, (), None, VOCABULARY, empty_mask(VOCABULARY))
+        guide = Guide(compiled(pattern), stop, None, VOCABULARY, empty_mask(VOCABULARY))
         output: list[int] = []
         while len(output) < max_tokens and not set(output) & set(stop) and not guide.must_end():
             guide.fill()

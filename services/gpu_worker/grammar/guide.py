@@ -24,13 +24,11 @@ class Guide:
         self,
         compiled: Compiled,
         stop_token_ids: Sequence[int],
-        outputs: Sequence[int],
         vocabulary: Vocabulary | None,
         vocab_size: int,
         mask: I32,
     ) -> None:
-        """outputs: what was generated before, when the sequence is taken over; stop_token_ids: each below V. Raises
-        InternalError if the outputs do not match the grammar."""
+        """stop_token_ids: each below V."""
         self.matcher = compiled.matcher(stop_token_ids)
         self.mask = mask
         self.is_filled = False
@@ -38,9 +36,6 @@ class Guide:
         self.imposed: int | None = None
         self._stops = _stops(tuple(stop_token_ids), vocab_size)
         self._vocabulary = vocabulary
-        for i, token_id in enumerate(outputs):
-            if not self.accept(token_id):
-                raise InternalError(f"output token {i} of a sequence that was taken over does not match its grammar")
 
     def accept(self, token_id: int) -> bool:
         """Goes on by a token that was sampled; False if the grammar does not allow it."""

@@ -26,6 +26,9 @@ from shared.streams import LOST_CONNECTION, Bus, backoff
 
 log = logging.getLogger(__name__)
 
+MAX_ERRORS = 1024
+"""Grammars of which it is remembered why they cannot be had; others are asked for again."""
+
 DECODERS = 2
 """Threads that decode grammars: a large one does not keep all the others waiting."""
 
@@ -69,7 +72,7 @@ class GrammarLibrary:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._num_bytes = 0
-        self._errors: dict[str, RequestError] = {}
+        self._errors: OrderedDict[str, RequestError] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._decoders = ThreadPoolExecutor(DECODERS, "grammars")
         self._vocabulary: Vocabulary | None = None
@@ -125,14 +128,18 @@ class GrammarLibrary:
         except RequestError as error:
             log.error("grammar %s: %s", key, error)
             metrics.GRAMMAR_ERRORS.inc()
-            with self._lock:
-                self._errors[key] = error
+            self._note_error(key, error)
         except Exception:  # nothing that is wrong with one grammar may stop the worker
             log.exception("grammar %s cannot be decoded", key)
             metrics.GRAMMAR_ERRORS.inc()
-            with self._lock:
-                self._errors[key] = InternalError("the compiled grammar of this request cannot be used")
+            self._note_error(key, InternalError("the compiled grammar of this request cannot be used"))
         self._on_arrival()
+
+    def _note_error(self, key: str, error: RequestError) -> None:
+        with self._lock:
+            self._errors[key] = error
+            while len(self._errors) > MAX_ERRORS:
+                self._errors.popitem(last=False)
 
     async def _read(self, key: str) -> bytes:
         attempt = 0

@@ -335,6 +335,30 @@ def test_a_grammar_that_cannot_be_had_ends_its_sequence_alone(error: RequestErro
     assert len(rig.shelf.asked) == asked
 
 
+def test_those_who_rely_on_a_prompt_have_it_though_its_grammar_cannot_be_had() -> None:
+    rig = Rig(prefill_budget=8)
+    rig.shelf.here["bad"] = Unavailable("gone")
+    prompt = list(range(5, 25))
+    rig.plan(
+        an_admit(1, "bad", prompt=prompt, pages=range(10)),
+        an_admit(2, "", prompt=[*prompt[:16], 30, 31, 32], pages=[*range(4), *range(20, 60)], cached=16, max_tokens=4),
+    )
+    rig.run(1, 2)  # whose runner checks that what it reads was computed
+    assert rig.computed[1] == len(prompt)
+    assert rig.ended[1].reason is FinishReason.ERROR
+    assert rig.ended[2].reason is FinishReason.LENGTH
+
+
+def test_an_error_that_comes_when_nothing_runs_is_told_at_once() -> None:
+    rig = Rig()
+    rig.plan(an_admit(1, "late"))
+    while rig.step():
+        pass
+    rig.shelf.here["late"] = Unavailable("gone")
+    rig.step()
+    assert rig.ended[1].reason is FinishReason.ERROR
+
+
 def test_where_the_vocabulary_has_no_way_on_only_that_sequence_ends() -> None:
     rig = Rig()
     bias = dict.fromkeys(range(V), float("-inf"))
@@ -472,3 +496,14 @@ def test_a_constraint_that_takes_too_long_to_follow_ends_alone(monkeypatch: pyte
     assert set(text_of(rig.tokens[1])) == {"a"}
     jsonschema.validate(json.loads(rig.text(2)), PERSON)
     assert len(rig.tokens[3]) == 40 or rig.ended[3].stop_token_id == END
+
+
+def test_outputs_that_take_too_long_to_replay_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "MAX_REPLAY_S", -1.0)
+    rig = Rig()
+    rig.tokens[1] = encode('{"name": "')
+    rig.plan(an_admit(1, "person", outputs=rig.tokens[1]), an_admit(2, "person"))
+    rig.run(1, 2)
+    error = rig.ended[1].error
+    assert error is not None and error.code == "constraint_too_costly"
+    assert rig.ended[2].reason is FinishReason.STOP

@@ -19,7 +19,7 @@ def guides_in(pool: MaskPool, seats: list[int], stops: tuple[int, ...]) -> list[
     guides = []
     for seat in seats:
         compiled = toy.regex(PATTERNS[seat % len(PATTERNS)])
-        guide = Guide(compiled, stops, (), toy.vocabulary(), toy.vocabulary().vocab_size, pool.row(seat))
+        guide = Guide(compiled, stops, toy.vocabulary(), toy.vocabulary().vocab_size, pool.row(seat))
         guides.append((seat, guide))
     return guides
 

@@ -73,7 +73,9 @@ def a_guide(
     forced: bool = True,
 ) -> Guide:
     size = vocabulary().vocab_size
-    return Guide(compiled, stops, outputs, vocabulary() if forced else None, size, empty_mask(size))
+    guide = Guide(compiled, stops, vocabulary() if forced else None, size, empty_mask(size))
+    assert all(guide.accept(token_id) for token_id in outputs)
+    return guide
 
 
 def allowed(mask: I32) -> set[int]:
