@@ -92,6 +92,7 @@ class RadixIndex:
         self.num_evictable = 0
         self._block = page_size * TOKEN
         self._roots: dict[str, Node] = {}
+        self._most_roots = self.MAX_EMPTY_ROOTS  # before those without a use are looked for
         self._leaves: list[tuple[float, int, Node]] = []  # heap of unlocked leaves, with stale entries
         self._pushes = 0
         self._sweep_at = 64
@@ -126,10 +127,11 @@ class RadixIndex:
             return self._match_tail(upper, target, at + whole * block, pages)
 
     def _new_root(self, salt: str) -> Node:
-        if len(self._roots) >= self.MAX_EMPTY_ROOTS:
+        if len(self._roots) >= self._most_roots:
             self._roots = {
                 name: root for name, root in self._roots.items() if root.children or root.parked or root.locks
             }
+            self._most_roots = len(self._roots) + self.MAX_EMPTY_ROOTS
         root = self._roots[salt] = Node(None, b"", [], 0, 0.0)
         return root
 

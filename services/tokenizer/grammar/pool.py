@@ -1,7 +1,8 @@
 """Processes that compile, each with one job at a time; one that takes too long is killed and replaced.
 
 A job's time is the processor's: on a machine that is busy with answers, where these processes come last, a grammar is
-no more complex than on an idle one. Jobs wait in the order of their size: what is quick does not wait for what is slow.
+no more complex than on an idle one. Smaller jobs overtake larger ones, so that what is quick does not wait for what is
+slow; each only so often, so that what is slow has its turn too.
 """
 
 import asyncio
@@ -30,6 +31,9 @@ PATIENCE = 4
 """By how much a job may take longer on the clock than it may take of the processor's time."""
 
 LOOK_EVERY_S = 0.25
+
+HEAD_START = 8
+"""How many later jobs of half its size overtake a job."""
 
 START_AFTER_S = 2.0
 """The first process is started so long after the service, unless it is needed before: whoever is first to ask for a
@@ -68,7 +72,8 @@ class CompilePool:
     async def compile(self, job: Job) -> Answer:
         """Raises InternalError if no process can be started, Overloaded if one was hardly given any time."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((len(job.source).bit_length(), next(self._numbers), job, future))
+        number = next(self._numbers)
+        self._queue.put_nowait((number + HEAD_START * len(job.source).bit_length(), number, job, future))
         return await future
 
     @property

@@ -17,7 +17,7 @@ from services.tokenizer.config import Settings
 from services.tokenizer.grammar import pool as pool_module
 from services.tokenizer.grammar import service as service_module
 from services.tokenizer.grammar.pool import CompilePool
-from services.tokenizer.grammar.protocol import Job
+from services.tokenizer.grammar.protocol import Job, Setup
 from services.tokenizer.grammar.service import GrammarService
 from services.tokenizer.grammar.store import GrammarStore
 from services.tokenizer.model_files import ModelFiles
@@ -118,6 +118,18 @@ async def test_free_requests_do_not_wait_for_those_that_do(world: World, monkeyp
 
     await world.until(all_there)
     assert await world.pending() == (0, 0)
+
+
+async def test_small_jobs_overtake_a_large_one_but_not_for_ever() -> None:
+    setup = Setup(tokenizer=b"", vocab_size=1, stop_token_ids=[], memory_bytes=1, timeout_s=1.0, max_characters=1)
+    pool = CompilePool(setup, 1)  # which does not run
+    sources = ["x" * 100_000, *(f"a{{{number}}}" for number in range(500))]
+    tasks = [asyncio.create_task(pool.compile(Job(kind="regex", source=source))) for source in sources]
+    await asyncio.sleep(0)
+    order = [(await pool._queue.get())[2].source for _ in sources]
+    assert 10 < order.index(sources[0]) < 200
+    for task in tasks:
+        task.cancel()
 
 
 async def test_a_process_that_ended_between_two_jobs_is_replaced(grammars: GrammarService) -> None:
