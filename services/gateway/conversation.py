@@ -1,4 +1,4 @@
-"""The client's `messages` made fit for any chat template: contents as text, tool arguments as objects."""
+"""The client's `messages` made fit for chat templates: contents as text, tool arguments as objects where they are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +43,10 @@ def _message(message: Json, path: str) -> Json:
     fixed = {**message, "role": "system" if role == "developer" else role, "content": _content(message, role, path)}
     if not isinstance(message.get("tool_call_id"), str | None):
         raise InvalidRequest(f"'{path}.tool_call_id' must be a string.", param=f"{path}.tool_call_id")
-    if message.get("tool_calls") is not None:
+    if message.get("tool_calls") not in (None, []):
         fixed["tool_calls"] = _tool_calls(message["tool_calls"], f"{path}.tool_calls")
+    else:
+        fixed.pop("tool_calls", None)  # templates ask only whether the field is there
     return fixed
 
 
@@ -81,7 +83,7 @@ def _part(part: object, path: str) -> str:
 
 
 def _tool_calls(calls: object, path: str) -> list[Json]:
-    """Tool calls of an earlier answer; templates want the arguments as an object, clients send its JSON text."""
+    """Tool calls of an earlier answer."""
     if not isinstance(calls, list):
         raise InvalidRequest(f"'{path}' must be a list.", param=path)
     fixed = []
@@ -90,16 +92,28 @@ def _tool_calls(calls: object, path: str) -> list[Json]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequest(f"'{at}' must be an object with a 'function' that has a 'name'.", param=at)
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-            except (msgspec.DecodeError, RecursionError):
-                at = f"{at}.function.arguments"
-                raise InvalidRequest(f"'{at}' must be the text of a JSON object.", param=at) from None
-            check_depth(arguments, f"{at}.function.arguments")
-        fixed.append({**call, "function": {**function, "arguments": arguments if arguments is not None else {}}})
+        arguments = _arguments(function.get("arguments"), f"{at}.function.arguments")
+        fixed.append({**call, "function": {**function, "arguments": arguments}})
     return fixed
+
+
+def _arguments(given: object, path: str) -> Json | str:
+    """Templates want an object, clients send its JSON text. Text that is none, as of a call that was cut, stays as it
+    is: the model is to see what it wrote."""
+    if given is None:
+        return {}
+    if isinstance(given, dict):
+        return given
+    if not isinstance(given, str):
+        raise InvalidRequest(f"'{path}' must be a string.", param=path)
+    if given.strip() in ("", "null"):
+        return {}
+    try:
+        arguments = msgspec.json.decode(given, type=Json)
+        check_depth(arguments, path)
+    except (msgspec.DecodeError, RecursionError, InvalidRequest):
+        return given
+    return arguments
 
 
 def _shown(value: object) -> str:

@@ -77,12 +77,20 @@ def _introduction(tools: list[Json], calls: CallFormat) -> str:
     )
 
 
-def _written(made: list[tuple[str, Json]], calls: CallFormat | None) -> str:
+def _written(made: list[tuple[str, Json | str]], calls: CallFormat | None) -> str:
     """Calls as the model would write them."""
     if calls is not None and calls.spelling is not None:
-        return calls.spelling.calls([(name, _json(arguments)) for name, arguments in made])
-    written = (f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in made)
-    return f"[{', '.join(written)}]"
+        return calls.spelling.calls([(name, _arguments(given)) for name, given in made])
+    return f"[{', '.join(f'{name}({_keywords(given)})' for name, given in made)}]"
+
+
+def _keywords(given: Json | str) -> str:
+    return given if isinstance(given, str) else ", ".join(f"{key}={value!r}" for key, value in given.items())
+
+
+def _arguments(given: Json | str) -> str:
+    """A call's arguments as JSON; text is what the model wrote that is none."""
+    return given if isinstance(given, str) else _json(given)
 
 
 def _fitted(message: Json, dialect: Dialect) -> Json:
@@ -100,7 +108,7 @@ def _fitted_call(call: Json, dialect: Dialect) -> Json:
         fixed["id"] = _short_id(call["id"])
     if dialect.text_arguments:
         function = call["function"]
-        fixed["function"] = {**function, "arguments": _json(function["arguments"])}
+        fixed["function"] = {**function, "arguments": _arguments(function["arguments"])}
     return fixed
 
 

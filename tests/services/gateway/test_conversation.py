@@ -42,6 +42,26 @@ def test_tool_arguments_become_objects() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("", {}), (" \n", {}), ("null", {}), (" null ", {}), ('{"a": null}', {"a": None}),
+        ('{"a": 1', '{"a": 1'), ('{"a": "\\ud83d"}', '{"a": "\\ud83d"}'), ("[1]", "[1]"), ("city", "city"),
+        ('{"a":' * 1000, '{"a":' * 1000), ('{"a": ' + "[" * 70 + "]" * 70 + "}", '{"a": ' + "[" * 70 + "]" * 70 + "}"),
+    ],
+)  # fmt: skip
+def test_arguments_that_a_model_wrote_wrong_come_back_as_they_are(text: str, arguments: object) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": text}}
+    (message,) = normalise([{"role": "assistant", "tool_calls": [call]}])
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": arguments}
+
+
+@pytest.mark.parametrize("calls", [None, []])
+def test_no_calls_leave_no_field_that_a_template_could_ask_for(calls: object) -> None:
+    (message,) = normalise([{"role": "assistant", "content": "hi", "tool_calls": calls}])
+    assert message == {"role": "assistant", "content": "hi"}
+
+
+@pytest.mark.parametrize(
     ("message", "path"),
     [
         ({}, "role"),
@@ -58,11 +78,11 @@ def test_tool_arguments_become_objects() -> None:
         ({"role": "tool", "content": "x", "tool_call_id": 1}, "tool_call_id"),
         ({"role": "assistant", "tool_calls": [{}]}, "tool_calls[0]"),
         (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]},
             "tool_calls[0].function.arguments",
         ),
         (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]},
             "tool_calls[0].function.arguments",
         ),
     ],

@@ -313,3 +313,20 @@ def test_calls_in_words_in_every_form(run: Run) -> None:
         reader = FORMATS[name].reader(["f", "g"])
         made = text.partition("<|im_start|>assistant\n")[2].partition("<|im_end|>")[0]
         assert [piece.text for piece in joined(reader.push(made) + reader.flush())] == ["f", '{"a": "é"}', "g", "{}"]
+
+
+@pytest.mark.parametrize(
+    ("template", "tool_parser", "written"),
+    [
+        (templates.PLAIN, "hermes", '{"name": "f", "arguments": {"a": 1}\n</tool_call>'),
+        (templates.PLAIN, "pythonic", '[f({"a": 1)]'),
+        (templates.DEEPSEEK, "auto", '```json\n{"a": 1\n```'),
+    ],
+)
+def test_arguments_that_are_no_json_are_shown_as_they_were_written(
+    run: Run, template: str, tool_parser: str, written: str
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1'}}
+    messages = [*USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text, _ = run(template, tool_parser=tool_parser, tool_calling=ToolCalling(), messages=messages)
+    assert written in text
