@@ -23,6 +23,9 @@ MAX_NAME = 256
 NAME_KEYS = frozenset({"name"})
 ARGUMENT_KEYS = frozenset({"arguments", "parameters"})
 
+_NO_ARGUMENTS = ("", "null")
+"""What a model may write instead of an object for a function without arguments."""
+
 _OUTSIDE = re.compile(r'["\[\]{}]')
 _IN_STRING = re.compile(r'["\\]')
 _SCALAR = re.compile(r"[^\s,\[\]{}\"<]*")
@@ -159,7 +162,7 @@ class CallReader(TextReader):
                 self._begin(name)
                 has_begun = True
                 if held is not None:
-                    self._arguments(held)
+                    self._arguments(_object(held))
             elif key in ARGUMENT_KEYS and not has_arguments:
                 has_arguments = True
                 if has_begun:
@@ -171,6 +174,8 @@ class CallReader(TextReader):
             yield from self._skip_space()
             if not (yield from self._accept(",")):
                 if not (yield from self._accept("}")):
+                    if has_begun and not has_arguments and not self._is_over:  # it lacks its brace alone
+                        self._arguments("{}")
                     raise NotACall
                 break
         if not has_begun:
@@ -184,12 +189,16 @@ class CallReader(TextReader):
         self._commit()
         if (yield from self._peek()) == '"':
             try:
-                self._arguments((yield from self._json_string(is_limited=False)))
+                self._arguments(_object((yield from self._json_string(is_limited=False))))
             except NotACall:  # the answer ends inside it, or it is not JSON
                 self._at = len(self._text) if self._is_over else self._at
                 self._arguments(_unquoted(self._commit()))
             else:
                 self._commit()
+            return
+        if (yield from self._accept("null")) and _ends_value((yield from self._peek())):
+            self._commit()
+            self._arguments("{}")
             return
         if not (yield from self._value(lambda: self._arguments(self._commit()))):
             raise NotACall
@@ -297,6 +306,15 @@ class CallReader(TextReader):
             if not (yield from self._more()):
                 self._at = len(self._text)
                 raise NotACall
+
+
+def _ends_value(mark: str) -> bool:
+    """Whether a scalar is over where this character, or the answer's end, follows it."""
+    return not mark or _SCALAR.fullmatch(mark) is None
+
+
+def _object(arguments: str) -> str:
+    return "{}" if arguments.strip() in _NO_ARGUMENTS else arguments
 
 
 def _unquoted(text: str) -> str:

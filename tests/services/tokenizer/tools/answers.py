@@ -73,6 +73,9 @@ def _hermes(rng: random.Random, calls: list[Call]) -> str:
     objects = [call_object(rng, *call) for call in calls]
     if rng.random() < 0.2:
         objects = [f"[{', '.join(objects)}]"]
+    elif rng.random() < 0.2:
+        objects = [rng.choice(["", "\n", ",\n", "}\n"]).join(objects)]
+    objects = [rng.choice([one, one, one, one + "}", one[:-1]]) for one in objects]
     return rng.choice(["\n", "", "\n\n"]).join(f"{hermes.BEGIN}\n{one}\n{hermes.END}" for one in objects)
 
 

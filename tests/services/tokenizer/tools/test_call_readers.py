@@ -13,6 +13,8 @@ from services.tokenizer.tools.reader import Piece, joined
 from shared.messages import Channel
 from tests.services.tokenizer.tools.answers import NAMES, Call, an_answer, calls_of, split_bytes, text_of
 
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+
 GENERATED = 25
 """Answers a format: at two calls an answer and nine formats, well over 300 calls."""
 
@@ -88,6 +90,23 @@ def test_text_without_calls_is_text_to_the_last_character() -> None:
         ("hermes", '<tool_call>{"name": "f", "arguments": {}} ok', [("f", "{}")], " ok"),
         ("hermes", '<tool_call>a <tool_call>{"name": "f"}', [("f", "{}")], "<tool_call>a"),
         ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\ud8', [("f", '{"a": "')], ""),
+        ("hermes", f"<tool_call>{CALL}}}\n</tool_call>\nok", [("f", '{"a": 1}')], "\nok"),
+        ("hermes", f"<tool_call>{CALL}}}}} \n</tool_c", [("f", '{"a": 1}')], ""),
+        ("hermes", f"<tool_call>{CALL}}} ok", [("f", '{"a": 1}')], "} ok"),
+        ("hermes", f"<tool_call>{CALL[:-1]}\n</tool_call>\nok", [("f", '{"a": 1}')], "\nok"),
+        ("hermes", '<tool_call>{"name": "f"\n</tool_call>', [("f", "{}")], ""),
+        ("hermes", f"<tool_call>[{CALL[:-1]}, {CALL}\n</tool_call>", [("f", '{"a": 1}')] * 2, ""),
+        ("hermes", f"<tool_call>{CALL}\n{CALL},{CALL}\n</tool_call> ok", [("f", '{"a": 1}')] * 3, " ok"),
+        ("hermes", f"<tool_call>{CALL}}}\n{CALL[:-1]}\n{CALL}</tool_call>", [("f", '{"a": 1}')] * 3, ""),
+        ("hermes", f'<tool_call>{CALL}\n{{"b": 1}} ok', [("f", '{"a": 1}')], '\n{"b": 1} ok'),
+        ("hermes", f'<tool_call>{CALL}\n{{"na', [("f", '{"a": 1}')], ""),
+        ("hermes", '<tool_call>{"name": "f", "arguments": null}</tool_call>', [("f", "{}")], ""),
+        ("hermes", '<tool_call>{"arguments": null, "name": "f"}</tool_call>', [("f", "{}")], ""),
+        ("hermes", '<tool_call>{"name": "f", "arguments": "null"}</tool_call>', [("f", "{}")], ""),
+        ("hermes", '<tool_call>{"name": "f", "arguments": nullable}</tool_call>', [("f", "nullable")], ""),
+        ("hermes", '<tool_call>{"name": "f", "arguments": null', [("f", "{}")], ""),
+        ("llama3_json", '{"name": "f", "parameters": null}', [("f", "{}")], ""),
+        ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": null}]', [("f", "{}")], ""),
         ("json", '{"plan": [{"name": "f", "arguments": {}}]}', [], '{"plan": [{"name": "f", "arguments": {}}]}'),
         ("json", '```json\n{"name": "f", "arguments": {}}\n```', [("f", "{}")], "```json\n```"),
         ("json", '{"name": "unknown", "arguments": {}}', [], '{"name": "unknown", "arguments": {}}'),
@@ -108,6 +127,8 @@ def test_the_ways_of_models(form: str, text: str, calls: list[Call], content: st
     pieces = read(form, text, names=["f"])
     assert (calls_of(pieces), text_of(pieces)) == (calls, content)
     assert read(form, *text, names=["f"]) == pieces
+    for border in range(1, len(text)):
+        assert read(form, text[:border], text[border:], names=["f"]) == pieces
 
 
 @pytest.mark.parametrize("form", [name for name in FORMATS if FORMATS[name].spelling])
@@ -136,6 +157,8 @@ def test_what_is_held_is_bounded() -> None:
     reader = FORMATS["hermes"].reader(["f"])
     text = '<tool_call>{"arguments": "' + "x" * (MAX_HELD + 10)
     assert text_of(reader.push(text)) == text
+    braces = "}" * (MAX_HELD + 10)
+    assert text_of(FORMATS["hermes"].reader(["f"]).push(f"<tool_call>{CALL}{braces}")) == braces
     nested = "[" * 200_000
     assert text_of(read("json", nested)) == nested
     arguments = json.dumps({"a": "[" * 1000, "b": [[[]]]})
