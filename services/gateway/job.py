@@ -29,6 +29,9 @@ from shared.packing import pack_i32
 MAX_SEQUENCES = 2048
 """Prompts times choices of one request."""
 
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the switch: Qwen's and most others, DeepSeek's."""
+
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
@@ -210,6 +213,9 @@ def _chat_prompt(request: ChatRequest) -> ChatPrompt:
     kwargs = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
+    if request.reasoning_effort == "none":
+        for switch in THINKING_SWITCHES:
+            kwargs.setdefault(switch, False)
     return ChatPrompt(
         messages=normalise(request.messages),
         tools=request.tools or None,

@@ -90,6 +90,22 @@ def test_other_spellings() -> None:
     ]
 
 
+def test_no_reasoning_effort_turns_thinking_off_in_templates() -> None:
+    off = {"reasoning_effort": "none", "enable_thinking": False, "thinking": False}
+    assert chat(reasoning_effort="none").prompts == [ChatPrompt(messages=MESSAGES, template_kwargs=off)]
+    own = {"enable_thinking": True, "reasoning_effort": "high"}
+    assert chat(reasoning_effort="none", chat_template_kwargs=own).prompts == [
+        ChatPrompt(messages=MESSAGES, template_kwargs={**own, "thinking": False})
+    ]
+
+
+@pytest.mark.parametrize("effort", ["minimal", "low", "medium", "high", "xhigh"])
+def test_any_other_reasoning_effort_is_the_templates_to_read(effort: str) -> None:
+    assert chat(reasoning_effort=effort).prompts == [
+        ChatPrompt(messages=MESSAGES, template_kwargs={"reasoning_effort": effort})
+    ]
+
+
 def test_template_options() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     (prompt,) = chat(tools=tools, tool_choice="none", chat_template_kwargs={"enable_thinking": False}).prompts
@@ -157,6 +173,7 @@ def test_refusal_names_the_place(fields: dict[str, Any], param: str) -> None:
         ({"chat_template": "x"}, "chat_template"),
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"audio": {}}, "audio"),
+        ({"reasoning_effort": "off"}, "reasoning_effort"),
         ({"best_of": 1}, "best_of"),
         ({"prompt": "x"}, "prompt"),
     ],
