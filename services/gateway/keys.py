@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,13 +52,15 @@ class Keys:
     """The keys that are accepted, found by a hash of a hash under a secret of this process: how long the search takes
     tells nothing of any key."""
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        """No two of the keys have the same hash."""
         self._secret = secrets.token_bytes(32)
         self._keys = {self._blinded(bytes.fromhex(key.sha256)): key for key in keys}
+        self._is_needed = any(not key.admin for key in keys)
 
     def __bool__(self) -> bool:
         """False: nobody needs a key."""
-        return any(not key.admin for key in self._keys.values())
+        return self._is_needed
 
     @property
     def has_admin(self) -> bool:
@@ -77,18 +79,29 @@ class Keys:
 
 
 def load_keys(api_key: str, admin_api_key: str, path: str) -> Keys:
-    """The keys of the settings and of the file. Raises ConfigError, which names the file and the place in it."""
-    keys = [_of_text("default", api_key)] if api_key else []
+    """The keys of the settings and of the file. Raises ConfigError, which names the file and the place in it, also when
+    two of them have the same name or are the same."""
+    given = {}
+    if api_key:
+        given["--api-key"] = _of_setting("--api-key", "default", api_key)
     if admin_api_key:
-        keys.append(msgspec.structs.replace(_of_text("admin", admin_api_key), admin=True))
-    if path:
-        keys += read_file(path)
-    return Keys(keys)
+        admin = _of_setting("--admin-api-key", "admin", admin_api_key)
+        given["--admin-api-key"] = msgspec.structs.replace(admin, admin=True)
+    if len({key.sha256 for key in given.values()}) < len(given):
+        raise ConfigError("--admin-api-key is the same key as --api-key: it would make an admin of every client")
+    read = read_file(path) if path else []
+    for key in read:
+        for flag, other in given.items():
+            if key.name.lower() == other.name:
+                raise ConfigError(f"{_source(path)}: the name {key.name} is that of the key that {flag} sets")
+            if key.sha256.lower() == other.sha256:
+                raise ConfigError(f"{_source(path)}: the key {key.name} is also the one that {flag} sets")
+    return Keys([*given.values(), *read])
 
 
 def read_file(path: str) -> list[ApiKey]:
     """The keys in a file. Raises ConfigError."""
-    source = f"--api-keys-file {path}"
+    source = _source(path)
     try:
         keys = msgspec.toml.decode(Path(path).read_bytes(), type=_File).key
     except OSError as error:
@@ -105,5 +118,13 @@ def read_file(path: str) -> list[ApiKey]:
     return keys
 
 
-def _of_text(name: str, text: str) -> ApiKey:
-    return ApiKey(name=name, sha256=hashlib.sha256(text.encode()).hexdigest())
+def _source(path: str) -> str:
+    return f"--api-keys-file {path}"
+
+
+def _of_setting(flag: str, name: str, text: str) -> ApiKey:
+    """Space around a key is not part of it, as it is not in what clients send: a secret's file ends with a newline."""
+    text = text.strip()
+    if not text:
+        raise ConfigError(f"{flag} is nothing but white space")
+    return ApiKey(name=name, sha256=hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest())

@@ -69,6 +69,41 @@ def test_a_bad_file_is_one_line_that_names_the_fault(tmp_path: Path, text: str, 
     assert hashlib.sha256(b"secret").hexdigest() not in str(error.value)
 
 
+def test_two_settings_that_are_one_key_are_refused() -> None:
+    """As a client's key it would be an admin's, and none would seem to be needed."""
+    for admin in ("one", " one\n"):
+        with pytest.raises(ConfigError, match="--admin-api-key is the same key as --api-key"):
+            load_keys("one", admin, "")
+    assert load_keys("one", "two", "")
+
+
+@pytest.mark.parametrize(
+    ("of_file", "complaint"),
+    [
+        (entry("alice", "one"), "keys.toml: the key alice is also the one that --api-key sets"),
+        (entry("alice", "boss"), "keys.toml: the key alice is also the one that --admin-api-key sets"),
+        (entry("Default", "a-key"), "keys.toml: the name Default is that of the key that --api-key sets"),
+        (entry("admin", "a-key"), "keys.toml: the name admin is that of the key that --admin-api-key sets"),
+    ],
+)
+def test_a_key_of_the_file_takes_no_settings_place(tmp_path: Path, of_file: str, complaint: str) -> None:
+    path = file_of(
+        tmp_path, of_file.replace(hashlib.sha256(b"one").hexdigest(), hashlib.sha256(b"one").hexdigest().upper())
+    )
+    with pytest.raises(ConfigError, match=complaint) as error:
+        load_keys("one", "boss", path)
+    assert "\n" not in str(error.value)
+    assert load_keys("", "", path)
+
+
+def test_space_around_a_setting_is_not_part_of_the_key() -> None:
+    found = load_keys("one\n", "\tboss \r\n", "")
+    assert [key.name for text in ("one", "boss") if (key := found.find(text))] == ["default", "admin"]
+    for settings, flag in ((("\n", ""), "--api-key"), (("", " "), "--admin-api-key")):
+        with pytest.raises(ConfigError, match=f"{flag} is nothing but white space"):
+            load_keys(*settings, "")
+
+
 def test_a_file_that_is_not_there_ends_the_process(tmp_path: Path, broker_url: str) -> None:
     command = [sys.executable, "-m", "services.gateway", f"--api-keys-file={tmp_path}/none", "--key-prefix=keys-test"]
     ended = subprocess.run([*command, f"--redis-url={broker_url}"], capture_output=True, text=True, timeout=30)
@@ -141,7 +176,7 @@ async def test_streams_tell_their_limits_too(start: Any, backend: Any, tmp_path:
 async def test_the_file_is_read_again(start: Any, backend: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(main, "RELOAD_S", 0.05)
     path = file_of(tmp_path, entry("a", "a-key"))
-    gateway = await start(api_keys_file=path)
+    gateway = await start(api_keys_file=path, api_key="one")
 
     async def answers(text: str) -> int:
         async with gateway.http.get("/v1/models", headers=auth(text)) as response:
@@ -154,9 +189,10 @@ async def test_the_file_is_read_again(start: Any, backend: Any, tmp_path: Path, 
             await asyncio.sleep(0.02)
 
     assert (await answers("a-key"), await answers("b-key")) == (200, 401)
-    file_of(tmp_path, "broken")
-    await asyncio.sleep(0.3)
-    assert await answers("a-key") == 200
+    for bad in ("broken", entry("b", "one"), entry("default", "b-key")):
+        file_of(tmp_path, bad)
+        await asyncio.sleep(0.3)
+        assert [await answers(text) for text in ("a-key", "one", "b-key")] == [200, 200, 401]
     file_of(tmp_path, entry("b", "b-key"))
     await until("b-key", 200)
     assert await answers("a-key") == 401
