@@ -16,6 +16,10 @@ from shared.errors import ConfigError
 
 ENV_PREFIX = "SAPWOOD_"
 
+SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
+"""How the value of NAME_PORT begins that Kubernetes gives every container beside a Service of that name: of one named
+`sapwood`, SAPWOOD_PORT=tcp://10.0.0.1:30000. Nobody has set a port with it."""
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -71,7 +75,7 @@ def from_values(settings: type[S], flags: Mapping[str, object], env: Mapping[str
         source = f"--{name.replace('_', '-')} ({variable})"
         value: object = flags.get(name)
         if value is None:
-            value = env.get(variable)
+            value = _from_env(env, variable)
         if value is None:
             if field.required:
                 raise ConfigError(f"{source} is required")
@@ -88,6 +92,13 @@ def load(settings: type[S], argv: Sequence[str] | None = None, prog: str | None 
     parser = argparse.ArgumentParser(prog=prog, description=settings.__doc__)
     add_flags(parser, settings)
     return from_values(settings, vars(parser.parse_args(argv)))
+
+
+def _from_env(env: Mapping[str, str], variable: str) -> str | None:
+    """None: not given."""
+    value = env.get(variable)
+    is_link = variable.endswith("_PORT") and value is not None and value.startswith(SERVICE_LINKS)
+    return None if is_link else value
 
 
 def _description(annotation: object) -> str:
