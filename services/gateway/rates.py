@@ -23,14 +23,21 @@ local passed = math.max(0, now - at)
 local left = {}
 local wait = 0
 for place = 1, 2 do
-    local limit, want, need = tonumber(ARGV[place]), tonumber(ARGV[place + 2]), tonumber(ARGV[place + 4])
+    local limit, need = tonumber(ARGV[place]), tonumber(ARGV[place + 4])
     left[place] = math.min(limit, tonumber(held[place] or limit) + passed * limit / 60)
+    -- only tokens go into debt; a request bucket below 0 is of a version that took from it while it had no limit
+    if place == 1 then left[place] = math.max(0, left[place]) end
     if limit > 0 and left[place] < need then wait = math.max(wait, (need - left[place]) * 60 / limit) end
 end
-if wait == 0 then
-    for place = 1, 2 do left[place] = left[place] - tonumber(ARGV[place + 2]) end
+for place, name in ipairs({'requests', 'tokens'}) do
+    if tonumber(ARGV[place]) == 0 then
+        left[place] = 0
+        redis.call('HDEL', KEYS[1], name)  -- full, should it ever have a limit
+    else
+        if wait == 0 then left[place] = left[place] - tonumber(ARGV[place + 2]) end
+        redis.call('HSET', KEYS[1], name, tostring(left[place]))
+    end
 end
-redis.call('HSET', KEYS[1], 'requests', tostring(left[1]), 'tokens', tostring(left[2]))
 redis.call('HSET', KEYS[1], 'at', string.format('%.6f', now))
 redis.call('EXPIRE', KEYS[1], 3600)
 return {tostring(left[1]), tostring(left[2]), tostring(wait)}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from services.gateway import keys, main
-from services.gateway.keys import load_keys, read_file
+from services.gateway.keys import ApiKey, load_keys, read_file
+from services.gateway.rates import RateLimited, Rates
 from shared.errors import ConfigError
 from shared.messages import Profile
 from shared.streams import Bus, control_stream
@@ -29,6 +30,10 @@ def entry(name: str, text: str, **fields: Any) -> str:
 
 def auth(text: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {text}"}
+
+
+def a_key(**limits: int) -> ApiKey:
+    return ApiKey(name="a", sha256="0" * 64, **limits)
 
 
 def file_of(folder: Path, *entries: str) -> str:
@@ -163,6 +168,32 @@ async def test_tokens_per_minute_are_paid_afterwards(start: Any, backend: Any, b
     assert status == 429
     assert 2 <= int(response.headers["Retry-After"]) <= 4  # 30 in debt, ten come a second
     assert 0 < await bus.client.ttl(bus.key("rate:a")) <= 3600
+
+
+async def test_a_limit_that_is_new_is_not_owed_what_came_before(bus: Bus) -> None:
+    rates, requests, tokens = Rates(bus), a_key(requests_per_minute=5), a_key(tokens_per_minute=600)
+    for _ in range(20):
+        await rates.take_request(tokens)
+    rates.charge_tokens(tokens, 630)
+    await bus.outbox.flush()
+    with pytest.raises(RateLimited):
+        await rates.take_request(tokens)
+    allowance = await rates.take_request(requests)
+    assert allowance is not None
+    assert (allowance.requests, allowance.tokens, allowance.wait_s) == (4, 0, 0)
+    allowance = await rates.take_request(tokens)  # its old debt went with the old limit
+    assert allowance is not None
+    assert (allowance.requests, allowance.tokens) == (0, 600)
+
+
+async def test_a_request_bucket_that_has_sunk_heals(bus: Bus) -> None:
+    """As one in the broker may be that was taken from without a limit."""
+    rates, key = Rates(bus), a_key(requests_per_minute=600)
+    at = (await bus.client.time())[0] + 60  # so that it does not fill meanwhile
+    await bus.client.hset(bus.key("rate:a"), mapping={"requests": "-90000", "tokens": "-5", "at": at})  # type: ignore[misc]
+    with pytest.raises(RateLimited) as refused:
+        await rates.take_request(key)
+    assert 0 < refused.value.allowance.wait_s <= 0.1
 
 
 async def test_streams_tell_their_limits_too(start: Any, backend: Any, tmp_path: Path) -> None:
