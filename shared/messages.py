@@ -106,6 +106,7 @@ class Tokenize(Message, frozen=True, kw_only=True):
     """gateway -> tokenizer (`tokenize`): one prompt to encode and to have completed `n` times.
 
     reply_to: the address of the gateway (`Instance.address`); max_tokens None: up to the end of the context;
+    max_tokens_param: the field that the client set it by; None: it did not, and the endpoint has a default.
     arrival: when the gateway took the request. tool_calling: None: the answer's text is not looked through for
     calls. separate_reasoning: what a model thinks before it answers comes in a channel of its own. kept_while: a key
     in the broker (without the deployment's prefix); while it is there somebody wants the answer though its gateway may
@@ -127,6 +128,7 @@ class Tokenize(Message, frozen=True, kw_only=True):
     tool_calling: ToolCalling | None = None
     separate_reasoning: bool = False
     kept_while: str = ""
+    max_tokens_param: str | None = "max_tokens"
 
 
 # -------------------------------------------------------------------------- tokenizer -> scheduler

@@ -8,10 +8,11 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
+import msgspec
 from aiohttp import web
 
 from services.gateway import answers, comeback, metrics, streams
@@ -29,7 +30,7 @@ from services.gateway.state import GATEWAY, Gateway
 from services.gateway.telling import tell
 from services.gateway.trace import RootSpan
 from shared.errors import InvalidRequest, TimedOut
-from shared.messages import Abort, Tokenize, TokenPrompt
+from shared.messages import Abort, ChatPrompt, Tokenize, TokenPrompt
 from shared.streams import SCHEDULE, TOKENIZE
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ async def _answer(
             one = _record(gateway, call, terms, back, key, digest, deadline)
             return await _kept(request, call, one, messages, resources, span)
         try:
-            with _numbers_checked():
+            with _numbers_checked(messages):
                 for message in messages:
                     gateway.bus.outbox.post(TOKENIZE, message, traceparent=span.traceparent, deadline=deadline)
             messages.clear()  # megabytes at times, and the request may run for minutes
@@ -111,7 +112,7 @@ async def _kept(
     gateway = request.app[GATEWAY]
     numbering = comeback.numbering_of(call, None) if one.terms.is_streamed else None
     taken = resources.pop_all()
-    with _numbers_checked():
+    with _numbers_checked(messages):
         begun = await gateway.keeper.begin(one, call, messages, taken, span.traceparent)
     messages.clear()
     if isinstance(begun, Record):
@@ -127,12 +128,25 @@ async def _kept(
 
 
 @contextmanager
-def _numbers_checked() -> Iterator[None]:
-    """Encoding meets numbers that JSON has and messages have not."""
+def _numbers_checked(messages: Sequence[Tokenize]) -> Iterator[None]:
+    """Encoding meets numbers that JSON has and messages have not. Only a chat's prompt has any that are not checked."""
     try:
         yield
     except OverflowError:
-        raise InvalidRequest("A number in the messages does not fit into 64 bits.", param="messages") from None
+        [message] = messages
+        assert isinstance(message.prompt, ChatPrompt)
+        param = _beyond_64_bits(message.prompt)
+        raise InvalidRequest(f"A number in '{param}' does not fit into 64 bits.", param=param) from None
+
+
+def _beyond_64_bits(chat: ChatPrompt) -> str:
+    """The field of the client's request with a number that cannot be encoded."""
+    for param, value in (("tools", chat.tools), ("chat_template_kwargs", chat.template_kwargs)):
+        try:
+            msgspec.msgpack.encode(value)
+        except OverflowError:
+            return param
+    return "messages"
 
 
 def _record(
@@ -173,6 +187,7 @@ def _messages(gateway: Gateway, job: Job, call: Call, key: ApiKey, arrival: floa
             sampling=job.sampling_of(prompt),
             n=job.n,
             max_tokens=job.max_tokens,
+            max_tokens_param=job.max_tokens_param,
             stop=job.stop,
             include_stop_str_in_output=job.include_stop_str_in_output,
             skip_special_tokens=job.skip_special_tokens,

@@ -40,6 +40,7 @@ class Job:
     """A checked request. sampling.seed is the client's, or None in `seed` means one to be drawn per prompt.
 
     Choice c of prompt p is the answer's choice p * n + c. ignored: names in the body that mean nothing to us.
+    max_tokens_param: the field that the client set max_tokens by, if it did.
     enforced: the field, if any, that asks for an answer to be held to something. timeout_s: the client's own;
     is_resumable: it may come back for the rest."""
 
@@ -62,6 +63,7 @@ class Job:
     separate_reasoning: bool = False
     constraint: Constraint | None = None
     enforced: str | None = None
+    max_tokens_param: str | None = None
     timeout_s: float | None = None
     is_resumable: bool = False
 
@@ -103,7 +105,7 @@ def parse_completion(body: bytes) -> Job:
 def _decode(
     body: bytes, decoder: msgspec.json.Decoder[R], kind: type[R], refused: Mapping[str, tuple[object, ...]]
 ) -> tuple[R, list[str]]:
-    with _bad_json_refused():
+    with _bad_json_refused(body):
         if not body.isascii():
             body.decode()  # decoders look at no text that they skip, and others read that later
         given = _fields.decode(body)
@@ -113,20 +115,35 @@ def _decode(
 
 def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """A JSON body as the decoder's type. Raises InvalidRequest that names the field."""
-    with _bad_json_refused():
+    with _bad_json_refused(body):
         return decoder.decode(body)
 
 
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_UNPAIRED = re.compile(rb"(?<!\\)(?:\\\\)*(?:(%b)(?!%b)|(?<!%b)(%b))" % (_HIGH, _LOW, _HIGH, _LOW))
+"""An escape for half of a character. Before it a whole number of escaped backslashes."""
+
+
 @contextmanager
-def _bad_json_refused() -> Iterator[None]:
+def _bad_json_refused(body: bytes) -> Iterator[None]:
     try:
         yield
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(f"The body is not valid JSON: {_fault(error, body)}.") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
+
+
+def _fault(error: Exception, body: bytes) -> str:
+    """The decoder's complaint. What it says of half a character depends on how near the end of the body that is."""
+    words = str(error)
+    unpaired = _UNPAIRED.search(body) if any(word in words for word in ("truncated", "surrogate", "escape")) else None
+    if unpaired is None:
+        return words
+    escape = unpaired[1] or unpaired[2]
+    return f"{escape.decode()} is an unpaired surrogate (byte {unpaired.end() - len(escape)})"
 
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
@@ -155,6 +172,7 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
             param="n" if len(prompts) == 1 else "prompt",
         )
     max_tokens = request.max_completion_tokens or max_tokens
+    given = (name for name in ("max_completion_tokens", "max_tokens") if getattr(request, name) is not None)
     min_tokens = request.min_tokens or 0
     if max_tokens is not None and min_tokens > max_tokens:
         raise InvalidRequest(f"'min_tokens' is over the limit of {max_tokens} tokens.", param="min_tokens")
@@ -170,6 +188,7 @@ def _job(request: GenerationRequest, prompts: list[Prompt], max_tokens: int | No
         has_seed=request.seed is not None,
         n=n,
         max_tokens=max_tokens,
+        max_tokens_param=next(given, None),
         stop=stop,
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
         skip_special_tokens=request.skip_special_tokens is not False,

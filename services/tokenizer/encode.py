@@ -258,7 +258,7 @@ class Encoder:
         room = self._model.max_model_len - num_prompt_tokens
         asked = request.max_tokens
         if asked is not None and asked < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
+            raise InvalidRequest(f"max_tokens must be at least 1, got {asked}.", param=request.max_tokens_param)
         if room < 1 or (asked is not None and asked > room):
             where = prompt_param(request)
             wanted = (
@@ -270,7 +270,7 @@ class Encoder:
             raise InvalidRequest(
                 f"This model's maximum context length is {self._model.max_model_len} tokens. However, {wanted}. "
                 f"Please reduce the length of the {where} or completion.",
-                param=where if room < 1 else "max_tokens",
+                param=where if room < 1 else request.max_tokens_param or where,
                 code="context_length_exceeded",
             )
         max_tokens = room if asked is None else asked

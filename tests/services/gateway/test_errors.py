@@ -188,3 +188,27 @@ async def test_a_number_beyond_64_bits_in_a_message_is_a_400(gateway: Any) -> No
     message = {"role": "user", "content": "x", "extra": 2**70}
     status, answer, _ = await gateway.post(URL, {"model": "tiny", "messages": [message]})
     assert (status, answer["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+@pytest.mark.parametrize("options", [{}, {"resumable": True}])
+async def test_a_number_beyond_64_bits_is_told_by_its_field(gateway: Any, number: int, options: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"maximum": number}}}}}
+    for fields, param in (
+        ({"tools": [tool]}, "tools"),
+        ({"chat_template_kwargs": {"x": [number]}}, "chat_template_kwargs"),
+        ({"messages": [{"role": "user", "content": "hi", "x": number}]}, "messages"),
+    ):
+        status, answer, _ = await gateway.post(URL, {**CHAT, **options, **fields})
+        assert (status, answer["error"]["param"]) == (400, param)
+        assert f"'{param}'" in answer["error"]["message"]
+
+
+async def test_the_tokenizer_is_told_which_limit_the_client_sent(gateway: Any, backend: Any) -> None:
+    backend.texts = ["x"]
+    await gateway.post(URL, {**CHAT, "max_completion_tokens": 5})
+    await gateway.post("/v1/completions", {"model": "tiny", "prompt": "a"})
+    assert [(request.max_tokens, request.max_tokens_param) for request in backend.seen] == [
+        (5, "max_completion_tokens"),
+        (16, None),
+    ]

@@ -84,6 +84,13 @@ def test_other_spellings() -> None:
     assert chat(top_k=-1).sampling.top_k == 0
     assert chat(stop="x").stop == ["x"]
     assert chat(max_tokens=3, max_completion_tokens=4).max_tokens == 4
+    for fields, sent in (
+        ({}, None),
+        ({"max_tokens": 3}, "max_tokens"),
+        ({"max_completion_tokens": 3}, "max_completion_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+    ):
+        assert chat(**fields).max_tokens_param == completion(**fields).max_tokens_param == sent
     assert completion(n=2, best_of=2).n == 2
     assert chat(reasoning_effort="low").prompts == [
         ChatPrompt(messages=MESSAGES, template_kwargs={"reasoning_effort": "low"})
@@ -266,3 +273,29 @@ def test_any_json_object_is_a_job_or_a_refusal(fields: dict[str, Any], is_chat: 
         return
     assert len(job.prompts) * job.n >= 1
     assert not {*job.ignored} & {*unsupported.REFUSED, *unsupported.HARMLESS}
+
+
+@pytest.mark.parametrize(
+    ("text", "escape"),
+    [
+        (r"\ud83d", r"\ud83d"),
+        (r"a\uDBFFb", r"\uDBFF"),
+        (r"\ude00", r"\ude00"),
+        (r"\\\ud83d\n", r"\ud83d"),
+        (r"\ud83d\ude00\ude01", r"\ude01"),
+        (r"\ud83d\ud83e\ude00", r"\ud83d"),
+        (r"\ud83d\u0041", r"\ud83d"),
+    ],
+)
+def test_half_of_a_character_is_called_so(text: str, escape: str) -> None:
+    body = f'{{"model": "m", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+    with pytest.raises(InvalidRequest) as error:
+        parse_chat(body.encode())
+    place = body.index(escape)
+    assert error.value.message == f"The body is not valid JSON: {escape} is an unpaired surrogate (byte {place})."
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ude00", r"\\ud83d", r"\\\\ude00", "\U0001f600"])
+def test_whole_characters_in_a_body_that_is_cut_are_not(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="not valid JSON: Input data was truncated"):
+        parse_chat(f'{{"model": "{text}'.encode())

@@ -133,6 +133,9 @@ def test_too_many_tokens_are_refused_with_the_numbers(model: ModelFiles) -> None
     assert "maximum context length is 128 tokens" in error.message
     assert "129 tokens (100 in the prompt, 29 in the completion)" in error.message
     assert (error.param, error.code) == ("max_tokens", "context_length_exceeded")
+    for sent, named in (("max_completion_tokens", "max_completion_tokens"), (None, "prompt")):
+        error = refused(model, a_request(prompt, max_tokens=29, max_tokens_param=sent))
+        assert (error.param, error.code) == (named, "context_length_exceeded")
     full = TokenPrompt(token_ids=pack_i32(range(128)))
     error = refused(model, a_request(full))
     assert "your prompt has 128 tokens" in error.message
