@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from services.gateway.expect import go_on
 from shared.errors import InvalidRequest, Overloaded, PromptTooLarge
 
 STALL_S = 30.0
@@ -42,6 +43,7 @@ async def json_body(request: web.Request, budget: BodyBudget) -> AsyncIterator[b
         given = request.headers.get("Content-Type", "none")
         raise InvalidRequest(f"The content type must be application/json, got {given!r:.100}.")
     budget.check(request.content_length or 0)
+    go_on(request)
     chunks: list[bytes] = []
     taken = 0
     try:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from services.gateway import metrics
+from services.gateway import expect, metrics
 from services.gateway.keys import ANYBODY, ApiKey
 from services.gateway.rates import Allowance, RateLimited, Rates
 from services.gateway.replies import error_response
@@ -93,8 +93,9 @@ async def take_request(request: web.Request, rates: Rates) -> None:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """On every answer, streamed ones included. A gateway that is about to stop keeps no connection."""
-    if request.app[GATEWAY].deployment.is_leaving:
+    """On every answer, streamed ones included. A gateway that is about to stop keeps no connection, and none is kept on
+    which a body may come that was not asked for."""
+    if request.app[GATEWAY].deployment.is_leaving or expect.waits(request):
         response.force_close()
         response.headers["Connection"] = "close"
     if _KEY in request:
