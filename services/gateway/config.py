@@ -16,6 +16,9 @@ class Settings(BaseSettings, frozen=True, kw_only=True):
     api_key: Annotated[str, help_("key that clients must send as a bearer token; empty: none")] = ""
     api_keys_file: Annotated[str, help_("TOML file of hashed keys with their limits; read again when it changes")] = ""
     admin_api_key: Annotated[str, help_("key for /v1/admin; empty: only admin keys of the file, or nobody")] = ""
+    allowed_origins: Annotated[
+        str, help_("origins whose pages may ask from browsers, separated by commas, or *; empty: none")
+    ] = ""
     open_probes: Annotated[bool, help_("/health, /ready and /metrics need no key")] = True
     isolate_keys: Annotated[bool, help_("requests share cached prefixes with those of the same key only")] = False
     max_body_bytes: Annotated[int, Meta(ge=1), help_("largest request body, decompressed; above: 413")] = 32 * 2**20

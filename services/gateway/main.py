@@ -18,6 +18,7 @@ from aiohttp import web
 from services.gateway import http_log
 from services.gateway.body import BodyBudget
 from services.gateway.config import Settings
+from services.gateway.cors import Origins
 from services.gateway.deployment import RETRY_AFTER_S, Deployment
 from services.gateway.inbox import Inbox
 from services.gateway.keeper import Keeper
@@ -46,7 +47,8 @@ LAST_WORDS_S = 2.0
 
 
 async def serve(context: Context, settings: Settings) -> None:
-    """Serves HTTP until cancelled. Raises ConfigError when the address cannot be used."""
+    """Serves HTTP until cancelled. Raises ConfigError for an address, a keys file or origins that cannot be used."""
+    origins = Origins(settings.allowed_origins)
     inbox = Inbox(context.bus, f"{context.instance}.{secrets.token_hex(4)}")
     gateway = Gateway(
         settings,
@@ -69,7 +71,11 @@ async def serve(context: Context, settings: Settings) -> None:
     )
     is_needed = False
     runner = web.AppRunner(
-        make_app(gateway), handler_cancellation=True, access_log=None, logger=http_log.log, shutdown_timeout=0.5
+        make_app(gateway, origins),
+        handler_cancellation=True,
+        access_log=None,
+        logger=http_log.log,
+        shutdown_timeout=0.5,
     )
     await runner.setup()
     try:

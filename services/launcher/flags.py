@@ -65,6 +65,7 @@ SERVICE_FLAGS = (
     ServiceFlag("api-key", (GATEWAY,), "key that clients must send as a bearer token"),
     ServiceFlag("api-keys-file", (GATEWAY,), "TOML file of hashed keys with their limits"),
     ServiceFlag("admin-api-key", (GATEWAY,), "key for /v1/admin"),
+    ServiceFlag("allowed-origins", (GATEWAY,), "origins whose pages may ask from browsers, by commas; *: all"),
     ServiceFlag("open-probes", (GATEWAY,), "/health, /ready and /metrics need no key", is_switch=True),
     ServiceFlag("isolate-keys", (GATEWAY,), "share cached prefixes within an API key only", is_switch=True),
     ServiceFlag("max-body-bytes", (GATEWAY,), "largest request body"),
