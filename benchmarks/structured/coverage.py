@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import jsonschema._keywords
+import jsonschema._utils
 import msgspec
 import numpy as np
+import regex
 import xgrammar
 from jsonschema.validators import validator_for
 
@@ -36,6 +39,9 @@ from shared.errors import InternalError, Overloaded
 from shared.grammar import MAX_SOURCE_BYTES, caching_compiler, compile_source, decode, tokenizer_info
 
 Json = Any
+
+for module in (jsonschema._keywords, jsonschema._utils):
+    module.re = regex  # schemas ask for classes like \\p{L}, which Python's own module does not have
 
 
 class Case(msgspec.Struct):
