@@ -138,11 +138,21 @@ class Wire:
         pool: Any = client.connection_pool
         self._connection: Any = pool.make_connection()
 
-    async def execute(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
-        """The raw replies, an error reply as the exception. Raises LOST_CONNECTION; connects again when next asked."""
+    @property
+    def is_broken(self) -> bool:
+        """Whether the connection has broken since the last command."""
         connection = self._connection
-        if connection.is_connected and connection._writer.transport.is_closing():
-            await connection.disconnect()  # it broke while nobody read; uvloop would answer a write with a RuntimeError
+        if not connection.is_connected:
+            return False
+        return bool(connection._reader.at_eof() or connection._writer.transport.is_closing())
+
+    async def execute(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
+        """The raw replies, an error reply as the exception. Raises LOST_CONNECTION, also for a connection that broke
+        while nobody read; connects again when next asked."""
+        connection = self._connection
+        if self.is_broken:  # uvloop would answer a write with a RuntimeError
+            await connection.disconnect()
+            raise ConnectionError("the connection has broken")
         if not connection.is_connected:
             await connection.connect()
         await connection.send_packed_command(b"".join([_pack(tuple(one)) for one in commands]))

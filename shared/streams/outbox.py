@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,18 @@ log = logging.getLogger(__name__)
 
 DEAD_LETTERS_KEPT = 1000
 
+UNSURE_S = 4.0
+"""A broker with `appendfsync everysec` may lose, when it dies, what it took in the last second, or two while its disk
+is busy. So when a connection breaks, the messages of so long before are written again; receivers drop what they
+have."""
+LOOK_EVERY_S = 0.5
+
+_Command = tuple[bytes | str | int, ...]
+
+
+class _Message(tuple[bytes | str | int, ...]):
+    """A command that is to be written again if the broker may have lost it, and bears it."""
+
 
 class Outbox:
     """Gathers commands and writes them in order, in as few round trips as the broker's pace allows.
@@ -31,7 +45,8 @@ class Outbox:
 
     def __init__(self, bus: "Bus") -> None:
         self._bus = bus
-        self._commands: list[tuple[bytes | str | int, ...]] = []
+        self._commands: list[_Command] = []
+        self._unsure: deque[tuple[float, list[_Command]]] = deque()  # (when written, messages)
         self._wake = asyncio.Event()
         self._posted = 0
         self._written = 0
@@ -48,15 +63,20 @@ class Outbox:
         """Queues one entry."""
         fields = fields_of(message, traceparent, deadline)
         ENTRIES_SENT.labels(family(stream)).inc()
-        self._queue("XADD", self._bus.key(stream.name), "*", *fields)
+        self._queue_message("XADD", self._bus.key(stream.name), "*", *fields)
+
+    def remember(self, *command: bytes | str | int) -> None:
+        """Notes a command that was written past the outbox, to be written again like one of its own messages."""
+        self._unsure.append((time.monotonic(), [_Message(command)]))
+        self._wake.set()
 
     def ack(self, delivery: Delivery[Any]) -> None:
         """Queues the acknowledgement of an entry read through a group, and its removal: a group's stream holds
         work that is open and nothing else."""
         key, group = self._bus.key(delivery.stream.name), delivery.stream.group
         assert group is not None
-        self._queue("XACK", key, group, delivery.entry_id)
-        self._queue("XDEL", key, delivery.entry_id)
+        self._queue_message("XACK", key, group, delivery.entry_id)
+        self._queue_message("XDEL", key, delivery.entry_id)
 
     def quarantine(self, delivery: Delivery[Any], why: str) -> None:
         """Queues the move of an entry that was read through a group to the dead letters."""
@@ -70,7 +90,7 @@ class Outbox:
 
     def delete(self, stream: Stream[Any]) -> None:
         """Queues the removal of a whole stream, whose only reader is gone."""
-        self._queue("DEL", self._bus.key(stream.name))
+        self._queue_message("DEL", self._bus.key(stream.name))
 
     def expire(self, stream: Stream[Any], after_s: int) -> None:
         """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
@@ -98,7 +118,13 @@ class Outbox:
             self._queue("XACK", key, stream.group, entry_id)
         self._queue("XDEL", key, entry_id)
 
+    def _queue_message(self, *command: bytes | str | int) -> None:
+        self._enqueue(_Message(command))
+
     def _queue(self, *command: bytes | str | int) -> None:
+        self._enqueue(command)
+
+    def _enqueue(self, command: _Command) -> None:
         self._commands.append(command)
         self._posted += 1
         self._wake.set()
@@ -124,8 +150,8 @@ class Outbox:
         attempt = 0
         while True:
             if not self._commands:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._idle(wire)
+                continue
             batch = self._commands[: self.MAX_BATCH]
             OUTBOX_ENTRIES.set(len(self._commands))
             try:
@@ -133,10 +159,12 @@ class Outbox:
                 attempt = 0
             except LOST_CONNECTION as error:
                 log.warning("writing to the broker: %s; trying again", error)
+                self._write_again()
                 attempt += 1
                 await backoff(attempt)
                 continue
-            again = []
+            written: list[_Command] = []
+            again: list[_Command] = []
             for command, result in zip(batch, results, strict=True):
                 if isinstance(result, LOST_CONNECTION):
                     again.append(command)  # the broker took nothing and may take it later
@@ -144,7 +172,10 @@ class Outbox:
                     pass  # an acknowledgement of what a broker that lost its data no longer knows
                 elif isinstance(result, Exception):
                     raise BusError(f"the broker refused {command[0]!r} {command[1]!r}: {result}") from result
+                elif isinstance(command, _Message):
+                    written.append(command)
             self._commands[: len(batch)] = again
+            self._note_written(written)
             async with self._progress:
                 self._written += len(batch) - len(again)
                 self._progress.notify_all()
@@ -152,3 +183,33 @@ class Outbox:
                 log.warning("the broker is not taking writes; %d commands wait", len(self._commands))
                 attempt += 1
                 await backoff(attempt)
+
+    async def _idle(self, wire: Wire) -> None:
+        """Returns when there is something to write, or some time later while the last messages may yet be lost."""
+        if wire.is_broken and self._unsure:
+            self._write_again()
+            return
+        self._forget_sure()
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(LOOK_EVERY_S if self._unsure else None):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _note_written(self, messages: list[_Command]) -> None:
+        if messages:
+            self._unsure.append((time.monotonic(), messages))
+        self._forget_sure()
+
+    def _forget_sure(self) -> None:
+        until = time.monotonic() - UNSURE_S
+        while self._unsure and self._unsure[0][0] < until:
+            self._unsure.popleft()
+
+    def _write_again(self) -> None:
+        """The broker may have died, and lost what it took last."""
+        messages = [message for _, messages in self._unsure for message in messages]
+        self._unsure.clear()
+        self._commands[:0] = messages
+        self._written -= len(messages)
