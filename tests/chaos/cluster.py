@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 PREFIX = "chaos"
 READY_S = 240
 RESTART_S = 0.2
+LOST_S = 1.0
 BROKER = "broker"
 LOGS = os.environ.get("SAPWOOD_CHAOS_LOGS")
 
@@ -137,6 +138,20 @@ class Cluster:
         for option, value in options.items():
             command += [f"--{option}", value]
         self.processes[BROKER] = Process(BROKER, BROKER, command, self.folder / "broker.log")
+
+    async def crash_broker(self) -> None:
+        """Kills the broker and takes the last second out of its file."""
+        written = self._written()
+        size = written.stat().st_size
+        await asyncio.sleep(LOST_S)
+        self.processes[BROKER].kill()
+        if self._written() == written:  # else it has begun another, and lost nothing of this one
+            os.truncate(written, size)
+
+    def _written(self) -> Path:
+        """The broker's file of changes."""
+        files = (self.folder / "appendonlydir").glob("*.incr.aof")
+        return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
     def _add(self, service: str, count: int, flags: list[str], module: str = "") -> None:
         for number in range(count):

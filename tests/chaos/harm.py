@@ -17,7 +17,8 @@ LONG_S = 8.0
 
 @dataclass(frozen=True)
 class Blow:
-    """kind: kill, pause, freeze (a long pause), cut or stall; process: its name."""
+    """kind: kill, pause, freeze (a long pause), cut, stall, or crash (a kill by which the broker loses the last second
+    of what it took, as when its machine goes down); process: its name."""
 
     kind: str
     process: str
@@ -61,6 +62,8 @@ async def strike(cluster: Cluster, blow: Blow) -> Struck:
     match blow.kind:
         case "kill":
             process.kill()
+        case "crash":
+            await cluster.crash_broker()
         case "pause" | "freeze":
             process.send(signal.SIGSTOP)
             await asyncio.sleep(SHORT_S if blow.kind == "pause" else LONG_S)

@@ -4,7 +4,7 @@
 twenty times while clients send what breaks off anew; with `-k returning` they come back for the rest of it.
 `SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once,
 `SAPWOOD_CHAOS_REPORT` names a file for the numbers, `SAPWOOD_CHAOS_LOGS` a folder for the processes' logs, and
-`SAPWOOD_CHAOS_BLOWS` gives blows of one's own ("kill scheduler-0, cut gateway-1").
+`SAPWOOD_CHAOS_BLOWS` gives blows of one's own ("kill scheduler-0, cut gateway-1, crash broker").
 """
 
 import asyncio

@@ -79,7 +79,8 @@ class Scheduler:
         self._worker_lapse_s = worker_lapse_s
         self._no_worker_patience_s = no_worker_patience_s
         self._homeless: dict[int, Sequence] = {}  # waiting for any worker
-        self._gone: OrderedDict[int, float] = OrderedDict()  # ended, or aborted before they came
+        # since when; whether it has ended, or was aborted before it came
+        self._gone: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._silent: OrderedDict[str, list[Sequence]] = OrderedDict()  # what ran on workers that were given up
         self._deadlines: list[tuple[float, int]] = []
         self._recovery = Recovery()
@@ -133,8 +134,13 @@ class Scheduler:
         self._arrivals += len(sequences)
         for sequence in sequences:
             self.sequences[sequence.sequence_id] = sequence
-            if sequence.sequence_id in self._gone:
-                self._end(sequence, FinishReason.ABORT, now)
+            _, has_ended = self._gone.get(sequence.sequence_id, (now, None))
+            if has_ended is not None:
+                if has_ended:  # its end has been told
+                    del self.sequences[sequence.sequence_id]
+                    self._close(sequence)
+                else:
+                    self._end(sequence, FinishReason.ABORT, now)
                 continue
             if event.deadline is not None:
                 heapq.heappush(self._deadlines, (event.deadline, sequence.sequence_id))
@@ -144,16 +150,17 @@ class Scheduler:
                 self._place(sequence, now)
 
     def _adopt_duplicate(self, event: Arrived) -> None:
-        """A request that came twice, because its tokenizer died between sending and acknowledging: one entry is
-        acknowledged now, the other when the request ends."""
+        """A request that came twice, because its tokenizer or the broker died after it was sent: the older entry, which
+        the broker may have lost, is acknowledged now, the newer when the request ends."""
         known = next(self.sequences[i] for i in event.message.sequence_ids if i in self.sequences)
         if known.request.entry_id != event.entry_id:
-            self._commands.append(Acknowledge(event.entry_id))
+            self._commands.append(Acknowledge(known.request.entry_id))
+            known.request.entry_id = event.entry_id
 
     def _abort(self, sequence_id: int, now: float) -> None:
         sequence = self.sequences.get(sequence_id)
         if sequence is None:
-            self._remember(sequence_id, now)
+            self._remember(sequence_id, now, has_ended=False)
         else:
             self._end(sequence, FinishReason.ABORT, now)
 
@@ -220,17 +227,21 @@ class Scheduler:
     def _forget(self, sequence: Sequence, now: float) -> None:
         """Takes an ended sequence out of the books (a lingering one stays its worker's)."""
         del self.sequences[sequence.sequence_id]
-        self._remember(sequence.sequence_id, now)
+        self._remember(sequence.sequence_id, now, has_ended=True)
         self.num_ended += 1
+        self._close(sequence)
+
+    def _close(self, sequence: Sequence) -> None:
+        """Acknowledges the request if this was the last of its sequences."""
         sequence.request.num_open -= 1
         if sequence.request.num_open == 0:
             entry_id, poison = sequence.request.entry_id, sequence.request.poison
             self._commands.append(Quarantine(entry_id, poison) if poison else Acknowledge(entry_id))
 
-    def _remember(self, sequence_id: int, now: float) -> None:
-        self._gone[sequence_id] = now
+    def _remember(self, sequence_id: int, now: float, *, has_ended: bool) -> None:
+        self._gone[sequence_id] = (now, has_ended)
         self._gone.move_to_end(sequence_id)
-        while len(self._gone) > self.REMEMBER_MOST or now - next(iter(self._gone.values())) > self.REMEMBER_S:
+        while len(self._gone) > self.REMEMBER_MOST or now - next(iter(self._gone.values()))[0] > self.REMEMBER_S:
             self._gone.popitem(last=False)
 
     def _worker_of(self, sequence: Sequence) -> WorkerState | None:
