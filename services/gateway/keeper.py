@@ -99,7 +99,7 @@ class Keeper:
         self._held: dict[str, Held] = {}
         self._beginning: set[asyncio.Task[Record | Held]] = set()
         self._readings: set[Reading] = set()
-        self._ended: deque[tuple[float, list[str], int]] = deque()  # (lapses at, names, bytes), oldest first
+        self._ended: deque[tuple[float, str, str, int]] = deque()  # (lapses at, name, claim, bytes), oldest first
         self._ended_bytes = 0
 
     # ------------------------------------------------------------------ finding and beginning
@@ -219,9 +219,8 @@ class Keeper:
 
     def _end(self, one: Record, call: Call) -> None:
         """An answer that was made for this gateway is over."""
-        error = call.error
-        if error is not None and (error.status >= 500 or error.status == 429):
-            self._forget(one)  # asked again, it may succeed
+        if _may_succeed(call):
+            self._forget(one)
         else:
             self._store(record.ended(one, call))
         held = self._held.get(one.answer_id)
@@ -232,6 +231,8 @@ class Keeper:
         """An answer is over whose own gateway may be dead."""
         if call.error is None:
             self._store(record.ended(one, call))
+        elif _may_succeed(call):
+            self._forget(one)
 
     def _release(self, held: Held) -> None:
         if self._held.pop(held.record.answer_id, None) is None:
@@ -244,20 +245,20 @@ class Keeper:
 
     def _store(self, one: Record) -> None:
         value = record.encode(one)
-        names = [record_name(one.answer_id)]
-        self._bus.outbox.store(names[0], value, self._keep_s)
+        name = record_name(one.answer_id)
+        self._bus.outbox.store(name, value, self._keep_s)
         if one.claim:
-            names.append(one.claim)
-            self._bus.outbox.store(one.claim, self._bus.key(names[0]).encode(), self._keep_s)
-        self._ended.append((time.monotonic() + self._keep_s, names, len(value)))
+            self._bus.outbox.store(one.claim, self._bus.key(name).encode(), self._keep_s)
+        self._ended.append((time.monotonic() + self._keep_s, name, one.claim, len(value)))
         self._ended_bytes += len(value)
         while self._ended and (self._ended_bytes > self._max_bytes or self._ended[0][0] < time.monotonic()):
-            _, names, size = self._ended.popleft()
+            until, name, claim, size = self._ended.popleft()
             self._ended_bytes -= size
-            self._bus.outbox.forget(*names)
+            if until > time.monotonic():  # else it has lapsed by itself
+                self._bus.outbox.forget(name, claim)
 
     def _forget(self, one: Record) -> None:
-        self._bus.outbox.forget(record_name(one.answer_id), *([one.claim] if one.claim else []))
+        self._bus.outbox.forget(record_name(one.answer_id), one.claim)
 
     # ------------------------------------------------------------------------------ for ever
 
@@ -325,6 +326,11 @@ class Keeper:
             reading.call.on_end = None
             reading.call.hand_over()
         return bool(held)
+
+
+def _may_succeed(call: Call) -> bool:
+    """Whether the call failed in a way that another try may not."""
+    return call.error is not None and (call.error.status >= 500 or call.error.status == 429)
 
 
 def _own(value: bytes | None, owner: str) -> Record | None:

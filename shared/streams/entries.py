@@ -22,11 +22,15 @@ encoder = msgspec.msgpack.Encoder()
 
 
 class Stream(Generic[M]):
-    """A stream's name (without the deployment's prefix) and what it carries. `M` is the union's alias."""
+    """A stream's name (without the deployment's prefix) and what it carries. `M` is the union's alias.
 
-    def __init__(self, name: str, union: Any, group: str | None = None) -> None:
+    repeats: what the broker may have lost is written again, late, in front of what follows. Not where that would tell a
+    new reader of what is past, or ask for the same again."""
+
+    def __init__(self, name: str, union: Any, group: str | None = None, *, repeats: bool = True) -> None:
         self.name = name
         self.group = group
+        self.repeats = repeats
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
 
     def decode(self, body: bytes) -> M:

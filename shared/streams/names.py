@@ -26,7 +26,7 @@ ToGateway = Deltas | Rejected
 
 TOKENIZE: Stream[Tokenize] = Stream("tokenize", Tokenize, group="tokenizers")
 SCHEDULE: Stream[ToScheduler] = Stream("schedule", ToScheduler, group="schedulers")
-EVENTS: Stream[FromWorker] = Stream("events", FromWorker)
+EVENTS: Stream[FromWorker] = Stream("events", FromWorker, repeats=False)  # a report that is lost is missed
 
 
 def plan_stream(worker: str) -> Stream[Plan]:
@@ -35,7 +35,7 @@ def plan_stream(worker: str) -> Stream[Plan]:
 
 def control_stream(worker: str) -> Stream[Profile]:
     """What an operator asks of a worker beside the scheduler's plans; read from its end, for it is kept briefly."""
-    return Stream(f"control:{worker}", Profile)
+    return Stream(f"control:{worker}", Profile, repeats=False)
 
 
 def shard_stream(shard: int) -> Stream[ToShard]:

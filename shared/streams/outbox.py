@@ -31,6 +31,13 @@ LOOK_EVERY_S = 0.5
 _Command = tuple[bytes | str | int, ...]
 
 
+_FORGET = """
+redis.call('DEL', KEYS[1])
+if KEYS[2] and redis.call('GET', KEYS[2]) == KEYS[1] then redis.call('DEL', KEYS[2]) end
+return 1
+"""
+
+
 class _Message(tuple[bytes | str | int, ...]):
     """A command that is to be written again if the broker may have lost it, and bears it."""
 
@@ -63,7 +70,8 @@ class Outbox:
         """Queues one entry."""
         fields = fields_of(message, traceparent, deadline)
         ENTRIES_SENT.labels(family(stream)).inc()
-        self._queue_message("XADD", self._bus.key(stream.name), "*", *fields)
+        command = ("XADD", self._bus.key(stream.name), "*", *fields)
+        self._enqueue(_Message(command) if stream.repeats else command)
 
     def remember(self, *command: bytes | str | int) -> None:
         """Notes a command that was written past the outbox, to be written again like one of its own messages."""
@@ -90,12 +98,12 @@ class Outbox:
 
     def delete(self, stream: Stream[Any]) -> None:
         """Queues the removal of a whole stream, whose only reader is gone."""
-        self._queue_message("DEL", self._bus.key(stream.name))
+        self._queue("DEL", self._bus.key(stream.name))
 
     def expire(self, stream: Stream[Any], after_s: int) -> None:
         """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
         only reader may die."""
-        self._queue("EXPIRE", self._bus.key(stream.name), after_s)
+        self._queue_message("EXPIRE", self._bus.key(stream.name), after_s)
 
     def store(self, name: str, value: bytes, for_s: float) -> None:
         """Queues that a key holds a value for so long."""
@@ -105,9 +113,10 @@ class Outbox:
         """Queues a Lua script on one key, which has the prefix already. A script must bear to run twice."""
         self._queue("EVAL", script, 1, name, *arguments)
 
-    def forget(self, *names: str) -> None:
-        """Queues the removal of keys."""
-        self._queue("DEL", *map(self._bus.key, names))
+    def forget(self, name: str, pointer: str = "") -> None:
+        """Queues the removal of a key, and of the key `pointer`, if any, unless that points to another by now."""
+        keys = [self._bus.key(one) for one in (name, pointer) if one]
+        self._queue_message("EVAL", _FORGET, len(keys), *keys)
 
     def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
         """Queues an entry's move to the dead letters."""
@@ -189,8 +198,17 @@ class Outbox:
         if wire.is_broken and self._unsure:
             self._write_again()
             return
-        self._forget_sure()
+        if self._unsure and self._unsure[0][0] < time.monotonic() - UNSURE_S:
+            try:
+                await wire.execute([("PING",)])  # a machine that went down says nothing of it
+            except LOST_CONNECTION as error:
+                log.warning("the broker: %s", error)
+                self._write_again()
+                return
+            self._forget_sure()
         self._wake.clear()
+        if self._commands:
+            return
         try:
             async with asyncio.timeout(LOOK_EVERY_S if self._unsure else None):
                 await self._wake.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
@@ -175,6 +176,37 @@ async def test_what_was_sent_once_is_sent_again_where_the_broker_has_lost_it(bus
     bus.outbox.post(SCHEDULE, Abort(sequence_ids=[1]))
     await asyncio.wait_for(bus.outbox.flush(), 10)
     assert await bus.client.xlen(bus.key("tokenize")) == 1  # it was not lost that time
+
+
+@pytest.mark.parametrize("is_anothers", [False, True])
+async def test_what_points_to_another_key_by_now_stays(bus: Bus, is_anothers: bool) -> None:
+    bus.outbox.store("answer", b"1", 60)
+    bus.outbox.store("claim", bus.key("other" if is_anothers else "answer").encode(), 60)
+    bus.outbox.forget("answer", "claim")
+    await bus.outbox.flush()
+    assert await bus.get("answer") is None
+    assert (await bus.get("claim") is not None) == is_anothers
+
+
+async def test_a_machine_that_went_down_without_a_word_is_noticed(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing breaks on this side: what was written last is forgotten only when the broker answers again."""
+    monkeypatch.setattr(outbox, "UNSURE_S", 0.3)
+    monkeypatch.setattr(outbox, "LOOK_EVERY_S", 0.05)
+    bus.outbox.post(SCHEDULE, Abort(sequence_ids=[0]))
+    await bus.outbox.flush()
+    execute = Wire.execute
+
+    async def gone(self: Wire, commands: Any) -> Any:
+        monkeypatch.setattr(Wire, "execute", execute)
+        await bus.client.xtrim(bus.key("schedule"), maxlen=0, approximate=False)
+        raise ConnectionError("timed out")
+
+    monkeypatch.setattr(Wire, "execute", gone)
+
+    async def is_there() -> bool:
+        return await sequence_ids(bus) == [0]
+
+    await until(is_there)
 
 
 async def test_what_was_written_long_ago_is_not_written_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

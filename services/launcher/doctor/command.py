@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,11 +58,19 @@ async def _look(url: str, prefix: str) -> Snapshot:
         await client.aclose()
 
 
+def _is_served(path: Path) -> bool:
+    """Whether somebody listens there: a set that was killed leaves its socket behind."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        return client.connect_ex(str(path)) == 0
+
+
 def find_broker(folder: Path | None = None) -> str:
     """The embedded broker of this machine's only `sapwood serve`, else Redis where it usually is. Raises ConfigError
     when there are several."""
     folders = {folder} if folder else {Path(tempfile.gettempdir()), Path("/tmp")}
-    sockets = sorted(str(socket) for one in folders for socket in one.glob("sapwood-*/broker.sock"))
+    found = (path for one in folders for path in one.glob("sapwood-*/broker.sock"))
+    sockets = sorted(str(path) for path in found if _is_served(path))
     if len(sockets) > 1:
         raise ConfigError(f"several sets run here; name one: --redis-url unix://{' or unix://'.join(sockets)}")
     return f"unix://{sockets[0]}" if sockets else DEFAULT_URL

@@ -7,7 +7,7 @@ what is computed.
 
 import heapq
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 
@@ -57,6 +57,7 @@ class Scheduler:
     REMEMBER_S = 600.0
     REMEMBER_MOST = 200_000
     REMEMBER_SILENT = 64
+    DOUBT_S = 15.0
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class Scheduler:
         self._homeless: dict[int, Sequence] = {}  # waiting for any worker
         # since when; whether it has ended, or was aborted before it came
         self._gone: OrderedDict[int, tuple[float, bool]] = OrderedDict()
+        self._doubted: deque[tuple[float, int, int]] = deque()  # (when to tell, shard, sequence id)
         self._silent: OrderedDict[str, list[Sequence]] = OrderedDict()  # what ran on workers that were given up
         self._deadlines: list[tuple[float, int]] = []
         self._recovery = Recovery()
@@ -136,9 +138,10 @@ class Scheduler:
             self.sequences[sequence.sequence_id] = sequence
             _, has_ended = self._gone.get(sequence.sequence_id, (now, None))
             if has_ended is not None:
-                if has_ended:  # its end has been told
+                if has_ended:  # its end has been told, or was found to have been
                     del self.sequences[sequence.sequence_id]
                     self._close(sequence)
+                    self._doubted.append((now + self.DOUBT_S, sequence.request.shard, sequence.sequence_id))
                 else:
                     self._end(sequence, FinishReason.ABORT, now)
                 continue
@@ -491,6 +494,12 @@ class Scheduler:
                 self._give_up(worker, now)
         if (overdue := self._recovery.sweep(now)) is not None:
             self._commands.append(overdue)
+        while self._doubted and self._doubted[0][0] <= now:
+            # It came again after its end. Whoever has opened it anew, or missed the end, is told; others know better.
+            _, shard, sequence_id = self._doubted.popleft()
+            self._ended.setdefault(shard, []).append(
+                Ended(sequence_id=sequence_id, reason=FinishReason.ABORT, num_tokens=0)
+            )
         while self._deadlines and self._deadlines[0][0] <= now:
             _, sequence_id = heapq.heappop(self._deadlines)
             sequence = self.sequences.get(sequence_id)

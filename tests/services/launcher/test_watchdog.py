@@ -27,6 +27,14 @@ def test_when_nobody_is_heard_it_is_the_broker() -> None:
     assert watchdog.hung([an_instance("one", 21), an_instance("other", 22)], 100.0, 20.0) == []
 
 
+def test_who_beats_again_before_the_second_look_does_not_hang() -> None:
+    watch = watchdog.Watch(20.0)
+    after_an_outage = [an_instance("well", 1), an_instance("late", 22), an_instance("hung", 22)]
+    assert watch.look(after_an_outage, 100.0) == []
+    still = [an_instance("well", 1), an_instance("late", 1), an_instance("hung", 24)]
+    assert [one.instance for one in watch.look(still, 100.0)] == ["hung"]
+
+
 async def test_a_hung_child_is_killed_and_it_is_said(bus: Bus) -> None:
     child = Child(
         ProcessPlan("t-0", "tokenizer", [sys.executable, "-c", "import time; time.sleep(60)"]), lambda *_: None

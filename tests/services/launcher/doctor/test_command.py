@@ -1,6 +1,8 @@
 """`sapwood doctor` over a real broker."""
 
 import asyncio
+import contextlib
+import socket
 import time
 from pathlib import Path
 
@@ -76,11 +78,15 @@ def test_a_broker_that_does_not_answer_is_one_line(capfd: pytest.CaptureFixture[
 
 def test_the_only_embedded_broker_is_found(tmp_path: Path) -> None:
     assert find_broker(tmp_path) == "redis://127.0.0.1:6379/0"
-    for name in ("sapwood-a", "sapwood-b"):
-        (tmp_path / name).mkdir()
-        if name == "sapwood-a":
-            (tmp_path / name / "broker.sock").touch()
-            assert find_broker(tmp_path) == f"unix://{tmp_path}/sapwood-a/broker.sock"
-    (tmp_path / "sapwood-b" / "broker.sock").touch()
-    with pytest.raises(ConfigError, match="several sets run here"):
-        find_broker(tmp_path)
+    paths = [tmp_path / f"sapwood-{name}" / "broker.sock" for name in "abc"]
+    with contextlib.ExitStack() as sockets:
+        for number, path in enumerate(paths):
+            path.parent.mkdir()
+            server = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(path))
+            if number:  # the first one's set was killed
+                server.listen()
+                if number == 1:
+                    assert find_broker(tmp_path) == f"unix://{path}"
+        with pytest.raises(ConfigError, match="several sets run here"):
+            find_broker(tmp_path)
