@@ -47,12 +47,13 @@ MAX_WAYS = 64
 """Ways through alternatives with anchors that are told apart; of more, the anchors are conditions."""
 
 _NARROW = {"d": DIGIT, "w": WORD, "s": SPACE}
-_CONTROL = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
+_CONTROL = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a"}
 _LOOKS = {"=": (True, False), "!": (True, True), "<=": (False, False), "<!": (False, True)}
 """Whether it looks ahead, and whether for what must not be."""
 
 _QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}", re.ASCII)
 _NAME = re.compile(r"P?<[^\W\d]\w*>")
+_OCTAL = re.compile(r"0[0-7]{0,2}")
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
 
 
@@ -269,6 +270,8 @@ class _Parser:
             return None, wide(char.lower())
         if char in _CONTROL:
             return of(_CONTROL[char]), of(_CONTROL[char])
+        if char == "0":  # digits behind it are part of it, in ECMAScript too
+            return self._octal()
         if char in "pP":
             return self._property(is_negated=char == "P")
         if char in "xuU":
@@ -293,6 +296,12 @@ class _Parser:
         if not chars:
             raise self._error(f"has a Unicode property {name[:40]!r} that is not supported,")
         return (None, chars) if is_negated else (chars, chars)
+
+    def _octal(self) -> tuple[Chars, Chars]:
+        found = _OCTAL.match(self._source, self._at - 1)
+        assert found is not None
+        self._at = found.end()
+        return (same := of(chr(int(found.group(), 8)))), same
 
     def _code_point(self, char: str) -> tuple[Chars, Chars]:
         found = _HEX.match(self._source, self._at - 1)

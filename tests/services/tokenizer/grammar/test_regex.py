@@ -62,6 +62,16 @@ def test_what_is_not_supported_is_named(walker: Walker, source: str, words: str)
         walker.compile("regex", source)
 
 
+@pytest.mark.parametrize(
+    "source", [r"\0", r"\01", r"\018", r"\0123", r"a\08", r"[\000-\037]", r"[^\000-\037]", r"[\0-\02]"]
+)
+def test_octal_escapes_are_read_as_python_reads_them(source: str) -> None:
+    found = automaton(parse_whole(source))
+    texts = [one + rest for one in map(chr, range(128)) for rest in ("", "1", "8", "\n3", "\0" + "8")]
+    for text in [*texts, "a\0" + "8", "\0" + "01"]:
+        assert found.matches(text) == (re.fullmatch(source, text) is not None), text
+
+
 def test_automata() -> None:
     vowels, short = automaton(parse_whole("[aeiou]+")), automaton(parse_whole("[a-z]{1,2}"))
     both = intersected(vowels, short)
