@@ -7,6 +7,7 @@ https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html, and the older form {
 
 from typing import Any
 
+from services.tokenizer.grammar import ebnf
 from services.tokenizer.grammar.composed import composed
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.regex import parse_whole
@@ -53,11 +54,15 @@ def _format(value: Json, pointer: str, max_characters: int) -> Json:
             raise Unenforceable(
                 f"has a schema in a style that is not supported, {str(value['style'])[:50]!r}", pointer=pointer
             )
+        case "qwen_xml_parameter":  # an older name of a schema's style
+            raise Unenforceable("has a schema in a style that is not supported, 'qwen_xml'", pointer=pointer)
         case "regex":
             return _regex(value, pointer)
         case "grammar" if isinstance(value.get("grammar"), dict):
             return _composed(value["grammar"], pointer, max_characters)
-        case "grammar" | "const_string":
+        case "grammar":
+            return _ebnf(value, pointer)
+        case "const_string":
             return value
     return {key: _format(inner, f"{pointer}/{escaped(key)}", max_characters) for key, inner in value.items()}
 
@@ -83,6 +88,16 @@ def _composed(value: dict[str, Any], pointer: str, max_characters: int) -> Json:
         inner = f"{pointer}/grammar{error.pointer or ''}"
         raise Unenforceable(error.message, pointer=inner, keyword=error.keyword) from None
     return {"type": "grammar", "grammar": rules.text(root)}
+
+
+def _ebnf(value: dict[str, Any], pointer: str) -> Json:
+    if not isinstance(value.get("grammar"), str):
+        raise Unenforceable("must have a 'grammar' that is a string or an object", pointer=pointer)
+    try:
+        ebnf.checked(value["grammar"])
+    except Unenforceable as error:
+        raise Unenforceable(error.message, pointer=f"{pointer}/grammar") from None
+    return value
 
 
 def _regex(value: dict[str, Any], pointer: str) -> Json:

@@ -97,3 +97,30 @@ def test_a_refusal_in_a_tag_says_where(walker: Walker) -> None:
     with pytest.raises(Unenforceable) as refused:
         walker.compile("structural_tag", json.dumps(tag({"properties": {"a": {"type": "x"}}})))
     assert refused.value.pointer == "/format/content/json_schema/properties/a"
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "pointer"),
+    [
+        ({"type": "qwen_xml_parameter", "json_schema": {"not": {}}}, "style", ""),
+        ({"type": "json_schema", "json_schema": {}, "style": "qwen_xml"}, "style", ""),
+        ({"type": "grammar", "grammar": 'root ::= "a"{1,3000000}'}, "repeat of more", "/grammar"),
+        ({"type": "grammar", "grammar": 'other ::= "a"'}, "no rule 'root'", "/grammar"),
+        ({"type": "grammar", "grammar": 1}, "string or an object", ""),
+    ],
+)
+def test_what_a_tag_cannot_hold_is_refused_with_its_place(
+    walker: Walker, content: dict[str, Any], words: str, pointer: str
+) -> None:
+    form = {"type": "sequence", "elements": [{"type": "const_string", "value": "x"}, content]}
+    with pytest.raises(Unenforceable, match=words) as refused:
+        walker.compile("structural_tag", json.dumps({"type": "structural_tag", "format": form}))
+    assert refused.value.pointer == f"/format/elements/1{pointer}"
+
+
+def test_a_grammar_in_a_tag(walker: Walker) -> None:
+    content = {"type": "grammar", "grammar": 'root ::= "a"{1,3}'}
+    form = {"type": "tag", "begin": "<", "content": content, "end": ">"}
+    found = drawn(walker, "structural_tag", json.dumps({"type": "structural_tag", "format": form}), 30)
+    assert found
+    assert found <= {"<a>", "<aa>", "<aaa>"}
