@@ -202,12 +202,13 @@ class AnswerFormat(Record, frozen=True, kw_only=True):
 
     tool_parser, reasoning_parser: names of formats that the tokenizers know; empty: not looked for. tool_names: the
     request's tools, by which formats without marks of their own are told from text. is_reasoning: the prompt has
-    opened the reasoning already."""
+    opened the reasoning already. keeps_reasoning: it stays in the content, with its marks; calls in it are none."""
 
     tool_parser: str = ""
     tool_names: list[str] = []
     reasoning_parser: str = ""
     is_reasoning: bool = False
+    keeps_reasoning: bool = False
 
 
 class Open(Message, frozen=True, kw_only=True):

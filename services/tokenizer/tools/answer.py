@@ -12,22 +12,28 @@ class AnswerReader:
 
     Raises ValueError for a form that this process does not know: another version of it wrote that."""
 
-    __slots__ = ("_calls", "_reasoning")
+    __slots__ = ("_calls", "_keeps_reasoning", "_reasoning")
 
     def __init__(self, form: AnswerFormat) -> None:
         if form.tool_parser not in ("", *FORMATS) or form.reasoning_parser not in ("", *reasoning.FORMATS):
             raise ValueError(f"unknown form of an answer: {form}")
         self._calls = FORMATS[form.tool_parser].reader(form.tool_names) if form.tool_parser else None
         self._reasoning = (
-            ReasoningReader(reasoning.FORMATS[form.reasoning_parser], is_reasoning=form.is_reasoning)
+            ReasoningReader(
+                reasoning.FORMATS[form.reasoning_parser],
+                is_reasoning=form.is_reasoning,
+                is_verbatim=form.keeps_reasoning,
+            )
             if form.reasoning_parser
             else None
         )
 
+        self._keeps_reasoning = form.keeps_reasoning
+
     @property
     def is_reasoning(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
-        return self._reasoning is not None and self._reasoning.is_reasoning
+        """Whether what comes next is reasoning, as far as is known; never where that is content."""
+        return self._reasoning is not None and not self._keeps_reasoning and self._reasoning.is_reasoning
 
     def push(self, text: str) -> list[Piece]:
         if self._reasoning is None:
@@ -47,5 +53,5 @@ class AnswerReader:
             if piece.channel is Channel.CONTENT:
                 read += self._calls.push(piece.text)
             else:
-                read.append(piece)
+                read.append(piece._replace(channel=Channel.CONTENT) if self._keeps_reasoning else piece)
         return read

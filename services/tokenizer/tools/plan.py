@@ -47,7 +47,8 @@ def plan(request: Tokenize, dialect: Dialect, rendered: str) -> AnswerPlan:
     if constraint is not None and marks is not None and (has_begun or not rendered.rstrip().endswith(marks.end)):
         form = grammar.after_reasoning(_as_form(constraint), marks, has_begun=has_begun)
         constraint = Constraint(kind="structural_tag", source=grammar.tag(form), param=constraint.param)
-    split = marks if request.separate_reasoning else None
+    # calls are looked for behind the reasoning only, wherever that goes
+    split = marks if request.separate_reasoning or called is not None else None
     if called is None and split is None:
         return AnswerPlan(constraint=constraint, kept=_kept(constraint))
     answer = AnswerFormat(
@@ -55,6 +56,7 @@ def plan(request: Tokenize, dialect: Dialect, rendered: str) -> AnswerPlan:
         tool_names=called.names if called else [],
         reasoning_parser=split.name if split else "",
         is_reasoning=has_begun,
+        keeps_reasoning=split is not None and not request.separate_reasoning,
     )
     marks_of_calls = called.form.marks if called else ()
     marks_of_reasoning = (split.begin, split.end) if split else ()

@@ -31,9 +31,11 @@ FORMATS = {
 class ReasoningReader(TextReader):
     """Splits an answer in reasoning and the rest, which it gives out as content.
 
-    is_reasoning: whether the next character is the model's thinking, as far as is known."""
+    is_reasoning: whether the next character is the model's thinking, as far as is known. is_verbatim: reasoning has its
+    marks and all white space, and is given out joined with the rest what the model wrote."""
 
-    def __init__(self, marks: ReasoningFormat, *, is_reasoning: bool) -> None:
+    def __init__(self, marks: ReasoningFormat, *, is_reasoning: bool, is_verbatim: bool = False) -> None:
+        self._is_verbatim = is_verbatim
         self._marks = marks
         self._end = Markers(marks.end)
         self.is_reasoning = is_reasoning
@@ -43,7 +45,9 @@ class ReasoningReader(TextReader):
         if not self.is_reasoning:
             yield from self._skip_space()
             self.is_reasoning = yield from self._accept(self._marks.begin)
-        if self.is_reasoning:
+        if self.is_reasoning and self._is_verbatim:
+            yield from self._with_marks()
+        elif self.is_reasoning:
             self._commit()
             yield from self._skip_space()
             self._commit()
@@ -53,6 +57,18 @@ class ReasoningReader(TextReader):
             self._at = len(self._text)
             self._emit(Channel.CONTENT, self._commit())
             if not (yield from self._more()):
+                return
+
+    def _with_marks(self) -> Steps[None]:
+        while True:
+            found = self._end.find(self._text, self._at)
+            self._at = found.end() if found else self._end.held_from(self._text, self._at)
+            self._emit(Channel.REASONING, self._commit())
+            if found:
+                return
+            if not (yield from self._more()):
+                self._at = len(self._text)
+                self._emit(Channel.REASONING, self._commit())
                 return
 
     def _until_end(self) -> Steps[None]:

@@ -40,6 +40,10 @@ def bytes_of(detokenizer: Detokenizer, text: str, marks: Sequence[str] = (*MARKS
     return ids
 
 
+JSON_CALL = '{"name": "f", "arguments": {}}'
+CALL = f"<tool_call>{JSON_CALL}</tool_call>"
+
+
 def opened(**fields: Any) -> Open:
     return Open(request_id="r", reply_to="g", sequence_ids=[1], num_prompt_tokens=5, prompt_tail=b"", **fields)
 
@@ -148,6 +152,35 @@ def test_calls_behind_reasoning(detokenizer: Detokenizer) -> None:
     assert calls_of(pieces) == [("f", "{}")]
     assert text_of(pieces, Channel.REASONING) == 'Not yet: <tool_call>{"name": "g"}'
     assert text_of(pieces) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "is_reasoning", "tool_parser", "content"),
+    [
+        (f"<think>\nHm: {CALL} </think>\n{CALL}", False, "hermes", f"<think>\nHm: {CALL} </think>"),
+        (f" \n<think>{CALL}</think>{CALL}", False, "hermes", f" \n<think>{CALL}</think>"),
+        (f" Hm: {CALL}\n</think>So: {CALL}", True, "hermes", f" Hm: {CALL}\n</think>So:"),
+        (f"<think>{JSON_CALL}</think>{JSON_CALL}", False, "json", f"<think>{JSON_CALL}</think>"),
+        (f"<think>{CALL}</thin", False, "hermes", None),
+        (f"{CALL} </think", True, "hermes", None),
+        ("<thi", False, "hermes", None),
+        ("No <think> at first </think> ", False, "hermes", None),
+    ],
+)
+def test_reasoning_that_stays_in_the_content_holds_no_calls(
+    detokenizer: Detokenizer, text: str, is_reasoning: bool, tool_parser: str, content: str | None
+) -> None:
+    """content: None: all that was written."""
+    form = AnswerFormat(tool_parser=tool_parser, tool_names=["f"], reasoning_parser="think",
+                        is_reasoning=is_reasoning, keeps_reasoning=True)  # fmt: skip
+    ids = bytes_of(detokenizer, text)
+    for batches in ([], [1] * len(ids), *([border] for border in range(1, len(ids)))):
+        deltas, finished = answered(detokenizer, thinking(form), ids, batches, FinishReason.STOP)
+        pieces = pieces_of(deltas)
+        assert calls_of(pieces) == ([] if content is None else [("f", "{}")])
+        assert text_of(pieces) == (text if content is None else content)
+        assert text_of(pieces, Channel.REASONING) == ""
+        assert finished.reasoning_tokens == 0
 
 
 def test_another_owner_of_the_shard_says_the_same(detokenizer: Detokenizer) -> None:

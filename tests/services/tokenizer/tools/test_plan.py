@@ -192,6 +192,20 @@ def test_reasoning_that_the_prompt_opens(run: Run) -> None:
     assert encoded.open.format == AnswerFormat(reasoning_parser="think")
 
 
+@pytest.mark.parametrize("calling", [ToolCalling(), ToolCalling(parallel=False), ToolCalling(choice="required")])
+def test_calls_are_read_behind_reasoning_that_stays_in_the_content(run: Run, calling: ToolCalling) -> None:
+    for template, is_reasoning in ((templates.QWEN_THINKING, False), (templates.THINK_OPENED, True)):
+        for separate in (False, True):
+            _, encoded = run(template, tool_calling=calling, separate_reasoning=separate)
+            assert encoded.open.format == AnswerFormat(
+                tool_parser="hermes", tool_names=["f", "g"], reasoning_parser="think", is_reasoning=is_reasoning,
+                keeps_reasoning=not separate,
+            )  # fmt: skip
+            assert {"<think>", "</think>"} <= set(encoded.open.kept)
+    _, encoded = run(templates.QWEN, tool_calling=calling)  # a model that does not think
+    assert encoded.open.format == AnswerFormat(tool_parser="hermes", tool_names=["f", "g"])
+
+
 def test_an_answer_continued_inside_its_reasoning(run: Run) -> None:
     begun = [*USER, {"role": "assistant", "content": "<think>two and"}]
     _, encoded = run(templates.QWEN_THINKING, tools=None, separate_reasoning=True, messages=begun,
