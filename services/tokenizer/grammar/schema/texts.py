@@ -55,9 +55,16 @@ class Texts:
         self._rules = rules
         self._max_characters = max_characters
         self._rest_name = ""
+        self._written: dict[tuple[Text, tuple[str, ...]], str | None] = {}
 
     def expression(self, asked: Text, excluded: list[str]) -> str | None:
-        """For a whole JSON string; None: there is no such text."""
+        """For a whole JSON string; None: there is no such text. The same again, as formats often are, costs nothing."""
+        key = asked, tuple(excluded)
+        if key not in self._written:
+            self._written[key] = self._expression(asked, excluded)
+        return self._written[key]
+
+    def _expression(self, asked: Text, excluded: list[str]) -> str | None:
         most = None if asked.most is not None and asked.most >= self._max_characters else asked.most
         if asked.least > min(self._max_characters, MAX_REPEAT):
             raise Unenforceable(f"asks for a text of {asked.least} characters, longer than an answer can be")
