@@ -5,6 +5,7 @@ and not in the service itself.
 """
 
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from services.tokenizer.grammar.compile import to_source
 from services.tokenizer.grammar.errors import Unenforceable
-from services.tokenizer.grammar.protocol import OUT_OF_MEMORY, Answer, Compiled, Job, Ready, Refused, Setup
+from services.tokenizer.grammar.protocol import FAILED, OUT_OF_MEMORY, Answer, Compiled, Job, Ready, Refused, Setup
 from shared.grammar import (
     XGRAMMAR,
     XGRAMMAR_SOURCE,
@@ -26,6 +27,8 @@ from shared.grammar import (
     encode,
     tokenizer_info,
 )
+
+log = logging.getLogger(__name__)
 
 NICENESS = 10
 GROWTH_BYTES = 128 * 2**20
@@ -98,6 +101,9 @@ def _answer(job: Job, compiler: "xgrammar.GrammarCompiler", setup: Setup) -> Ans
             return Refused(message=OUT_OF_MEMORY, is_last=True)
         reason = (str(error).splitlines() or [repr(error)])[0]
         return Refused(message=f"cannot be compiled: {reason[:500]}")
+    except Exception:  # the process is for the jobs behind this one too
+        log.exception("compiling a constraint")
+        return Refused(message=FAILED)
 
 
 def _bytes_of(which: str) -> int:

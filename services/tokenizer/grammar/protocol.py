@@ -48,4 +48,5 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=Tr
 
 Answer = Compiled | Refused
 OUT_OF_MEMORY = "takes more memory to compile than is allowed: it is too complex"
+FAILED = "cannot be compiled: the compiler has a fault that it brings out"
 OUT_OF_TIME = "takes longer to compile than is allowed: it is too complex"

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 STORE = "the store of grammars"
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Counts changes of what constraints are turned into; part of every key."""
 
 KINDS = frozenset({"json_object", "json_schema", "regex", "ebnf", "lark", "choice", "structural_tag", "grammar"})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from services.tokenizer.grammar.schema.branch import Array, Branch, Items, Node, Object, Range, Some, Text, is_same
@@ -68,7 +69,10 @@ def range_admits(asked: Range, value: Decimal) -> bool:
     is_integer = value == value.to_integral_value()
     if asked.is_integer is not None and asked.is_integer != is_integer:
         return False
-    return all(value % one == 0 for one in asked.multiples) and all(value % one != 0 for one in asked.not_multiples)
+    exact = Fraction(value)  # a remainder of decimals has only so many digits
+    return all(exact % Fraction(one) == 0 for one in asked.multiples) and all(
+        exact % Fraction(one) != 0 for one in asked.not_multiples
+    )
 
 
 def _object_admits(

@@ -40,6 +40,12 @@ def load(source: str) -> Json:
     return value
 
 
+def written(value: Json) -> str:
+    """A JSON value as answers have it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text) else json.dumps(value)
+
+
 def check_nesting(source: str) -> None:
     """Before a parser that recurses sees it."""
     depth = 0

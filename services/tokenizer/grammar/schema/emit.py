@@ -19,7 +19,7 @@ from services.tokenizer.grammar.schema.branch import (
     Text,
     place_of,
 )
-from services.tokenizer.grammar.schema.document import Document, Json
+from services.tokenizer.grammar.schema.document import Document, Json, written
 from services.tokenizer.grammar.schema.expand import Expander
 from services.tokenizer.grammar.schema.texts import Texts
 
@@ -167,12 +167,6 @@ def _meant(branch: Branch) -> frozenset[str]:
     said = {"string": branch.text, "number": branch.range, "object": branch.object, "array": branch.array}
     plain = {"string": Text(), "number": Range(), "object": Object(), "array": Array()}
     return frozenset(name for name, facet in said.items() if facet != plain[name]) or branch.types
-
-
-def written(value: Json) -> str:
-    """A JSON value as answers have it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text) else json.dumps(value)
 
 
 def _whole(value: Any) -> Any:

@@ -518,6 +518,8 @@ _ITEMS = frozenset({"prefixItems", "items", "additionalItems"})
 _CONTAINS = frozenset({"contains"})
 FIRST_WITH_COUNTS = 2019
 """Earlier drafts have no `minContains`: 0 would mean less there."""
+FIRST_WITH_PREFIX = 2020
+"""Earlier drafts have no `prefixItems`: `items` would mean less beside it."""
 
 
 def _members(expander: Expander, number: int) -> Branch:
@@ -539,11 +541,17 @@ def _members(expander: Expander, number: int) -> Branch:
     return Branch(object=Object(members=(members,)))
 
 
+def _has_prefix(expander: Expander, value: dict[str, Any]) -> bool:
+    draft = expander.document.draft
+    return "prefixItems" in value and (draft is None or draft >= FIRST_WITH_PREFIX)
+
+
 def _items(expander: Expander, number: int) -> Branch:
     value, child = expander.document.value(number), expander.document.child
     first: tuple[Node, ...] = ()
     rest: Node | None = None
-    listed = "prefixItems" if "prefixItems" in value else "items" if isinstance(value.get("items"), list) else None
+    is_prefixed = _has_prefix(expander, value)
+    listed = "prefixItems" if is_prefixed else "items" if isinstance(value.get("items"), list) else None
     if listed is not None:
         if not isinstance(value[listed], list):
             raise Reader(expander, number, listed).wrong("a list of schemas")
@@ -729,13 +737,16 @@ def _not_dependencies(expander: Expander, number: int, keyword: str) -> list[Bra
 
 def _not_items(expander: Expander, number: int, keyword: str) -> list[Branch] | None:
     value, child = expander.document.value(number), expander.document.child
+    is_prefixed = _has_prefix(expander, value)
+    if keyword == "prefixItems" and not is_prefixed:
+        return []
     if isinstance(value[keyword], list):
         out = []
         for place in range(len(value[keyword])):
             first = (*[ANYTHING] * place, frozenset([~child(number, keyword, place)]))
             out += _arrays(Array(items=(Items(first=first),), least=place + 1))
         return out
-    if "prefixItems" in value or keyword == "additionalItems":
+    if is_prefixed or keyword == "additionalItems":
         return None
     return _arrays(Array(contains=(Contains(frozenset([~child(number, keyword)])),)))
 

@@ -21,10 +21,19 @@ class Entry:
 
 
 def listing(
-    rules: Rules, entries: list[Entry], others: str | None, least: int, most: int | None, *, opening: str, closing: str
+    rules: Rules,
+    entries: list[Entry],
+    others: str | None,
+    least: int,
+    most: int | None,
+    *,
+    opening: str,
+    closing: str,
+    may_repeat: bool = False,
 ) -> str | None:
     """An expression with brackets; None: there is no such list. others: what may follow the entries, any number of
-    times. least, most: entries and others together."""
+    times. least, most: entries and others together. may_repeat: others may be the same one again, so that no more than
+    one of them counts towards `least`, which is then at most one more than there are entries."""
     required = sum(entry.is_required for entry in entries)
     if most is not None and most >= len(entries) and others is None:
         most = None
@@ -36,19 +45,29 @@ def listing(
         least = 0
     if least and others is None and least == len(entries):
         entries, least = [Entry(entry.expression, True) for entry in entries], 0
-    builder = _Listing(rules, entries, others, least, most)
+    builder = _Listing(rules, entries, others, least, most, may_repeat=may_repeat)
     inner = builder.rest(0, 0, is_first=True)
     assert inner is not None, "whether there is such a list was looked at before"
     return f"{opening} {inner} {closing}"
 
 
 class _Listing:
-    def __init__(self, rules: Rules, entries: list[Entry], others: str | None, least: int, most: int | None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        entries: list[Entry],
+        others: str | None,
+        least: int,
+        most: int | None,
+        *,
+        may_repeat: bool,
+    ) -> None:
         self._rules = rules
         self._entries = entries
         self._others = others
         self._least = least
         self._most = most
+        self._may_repeat = may_repeat
         self._counts = bool(least) or most is not None
         if self._counts and len(entries) * (max(least, most or 0) + 1) > MAX_COUNTED:
             raise Unenforceable("counts too many properties or items to be enforced beside optional ones")
@@ -96,6 +115,8 @@ class _Listing:
         most = None if self._most is None else self._most - count
         if self._others is None or most == 0:
             return None if least else EMPTY
+        if self._may_repeat and least > 1:
+            return None
         following = f"({COMMA} {self._others})"
         if not is_first:
             return counted(following, least, most)

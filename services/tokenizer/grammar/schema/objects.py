@@ -3,7 +3,6 @@
 Where a schema names properties and does not say that there may be others, there are none.
 """
 
-import json
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from services.tokenizer.grammar.rules import JSON_PLAIN, alternatives
 from services.tokenizer.grammar.rules import literal as text_literal
 from services.tokenizer.grammar.schema.admits import admits
 from services.tokenizer.grammar.schema.branch import ANYTHING, Node, Object
+from services.tokenizer.grammar.schema.document import written
 from services.tokenizer.grammar.schema.formats import FORMATS
 from services.tokenizer.grammar.schema.listing import Entry, listing
 
@@ -64,11 +64,13 @@ def expression(emitter: "Emitter", asked: Object) -> str | None:
             return None
         entries = [Entry(entry.expression, True) for entry in entries] + _different(emitter, free, missing)
         missing = 0
-    return listing(emitter.rules, entries, others, asked.least, asked.most, opening='"{"', closing='"}"')
+    return listing(
+        emitter.rules, entries, others, asked.least, asked.most, opening='"{"', closing='"}"', may_repeat=True
+    )
 
 
 def _name(name: str) -> str:
-    return text_literal(json.dumps(name, ensure_ascii=False) + ": ")
+    return text_literal(written(name) + ": ")
 
 
 def _known(emitter: "Emitter", asked: Object) -> dict[str, tuple[Node, bool]] | None:

@@ -142,8 +142,12 @@ def test_a_format_that_leaves_no_name_is_an_annotation(walker: Walker) -> None:
 
 
 def is_match(grammar: xgrammar.CompiledGrammar, value: Any) -> bool:
+    return is_text_match(grammar, json.dumps(value, ensure_ascii=False))
+
+
+def is_text_match(grammar: xgrammar.CompiledGrammar, text: str) -> bool:
     matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
-    return bool(matcher.accept_string(json.dumps(value)) and matcher.is_terminated())
+    return bool(matcher.accept_string(text) and matcher.is_terminated())
 
 
 def test_one_of_objects_that_differ_by_what_they_do_not_allow(walker: Walker) -> None:
@@ -189,6 +193,62 @@ def test_the_contrary_of_what_properties_are_allowed(walker: Walker, schema: Any
     assert is_match(grammar, inside)
     assert not is_match(grammar, outside)
     assert check(walker, schema, 15)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "integer"}, "minProperties": 2},
+        {
+            "properties": {"a": {"type": "integer"}},
+            "patternProperties": {"^x$|^yy*$": {"type": "integer"}},
+            "additionalProperties": False,
+            "minProperties": 2,
+        },
+    ],
+)
+def test_a_name_that_is_written_twice_counts_once(walker: Walker, schema: Any) -> None:
+    grammar = walker.compile("json_schema", json.dumps({"type": "object", **schema}))
+    assert is_match(grammar, {"a": 1, "x": 2})
+    assert not is_text_match(grammar, '{"x": 1, "x": 2}')
+    assert check(walker, {"type": "object", **schema}, 10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "kept"),
+    [
+        ({"const": 1e30, "multipleOf": 7}, None),
+        ({"enum": [10**30, 5], "multipleOf": 5}, 10**30),
+        ({"enum": [10**30 + 1, 5], "multipleOf": 5}, 5),
+        ({"const": 5, "multipleOf": 1e-30}, 5),
+    ],
+)
+def test_multiples_of_numbers_with_many_digits(walker: Walker, schema: Any, kept: int | None) -> None:
+    if kept is None:
+        with pytest.raises(Unenforceable):
+            walker.compile("json_schema", json.dumps(schema))
+    else:
+        grammar = walker.compile("json_schema", json.dumps(schema))
+        assert [value for value in (10**30 + 1, kept) if is_match(grammar, value)] == [kept]
+
+
+def test_names_that_are_no_unicode_are_written_as_escapes(walker: Walker) -> None:
+    name = "\ud800"
+    grammar = walker.compile("json_schema", json.dumps({"type": "object", "properties": {name: {}}, "required": [name]}))
+    assert is_text_match(grammar, '{"\\ud800": 1}')
+
+
+def test_prefixes_are_unknown_to_older_drafts(walker: Walker) -> None:
+    own = {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}, "minItems": 1}
+    old = {"$schema": "http://json-schema.org/draft-07/schema#", **own}
+    grammar = walker.compile("json_schema", json.dumps(own))
+    assert is_match(grammar, [1, "a"])
+    grammar = walker.compile("json_schema", json.dumps(old))
+    assert is_match(grammar, ["a", "a"])
+    assert not is_match(grammar, [1, "a"])
+    contrary = {"$schema": old["$schema"], "type": "array", "not": {"prefixItems": [{"type": "integer"}]}}
+    with pytest.raises(Unenforceable):
+        walker.compile("json_schema", json.dumps(contrary))
 
 
 def test_many_patterns_for_names(walker: Walker) -> None:

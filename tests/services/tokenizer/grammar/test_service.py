@@ -14,10 +14,11 @@ import pytest
 import xgrammar
 
 from services.tokenizer.config import Settings
+from services.tokenizer.grammar import child as child_module
 from services.tokenizer.grammar import pool as pool_module
 from services.tokenizer.grammar import service as service_module
 from services.tokenizer.grammar.pool import CompilePool
-from services.tokenizer.grammar.protocol import Job, Setup
+from services.tokenizer.grammar.protocol import FAILED, Job, Refused, Setup
 from services.tokenizer.grammar.service import GrammarService
 from services.tokenizer.grammar.store import GrammarStore
 from services.tokenizer.model_files import ModelFiles
@@ -26,6 +27,7 @@ from shared.grammar import INDEX_KEY, SIZES_KEY, decode, tokenizer_info
 from shared.messages import Constraint
 from shared.streams import Bus
 from tests.services.tokenizer.conftest import FolderMaker
+from tests.services.tokenizer.grammar.random_walk import Walker
 from tests.services.tokenizer.test_service import TRACEPARENT, World
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -153,6 +155,17 @@ async def test_a_bad_grammar_is_refused_and_names_its_field(world: World) -> Non
     assert "'structured_outputs.regex'" in error.message
     assert world.rejected["s"].error.status == 400
     assert world.rejected["late"].error.code == "timeout"
+
+
+def test_a_fault_of_the_compiler_refuses_one_job(monkeypatch: pytest.MonkeyPatch, walker: Walker) -> None:
+    setup = Setup(tokenizer=b"", vocab_size=1, stop_token_ids=[], memory_bytes=1, timeout_s=1.0, max_characters=1)
+
+    def fails(*_: object) -> str:
+        raise ArithmeticError("a fault")
+
+    monkeypatch.setattr(child_module, "to_source", fails)
+    compiler = xgrammar.GrammarCompiler(walker.info, max_threads=1)
+    assert child_module._answer(Job(kind="regex", source="a"), compiler, setup) == Refused(message=FAILED)
 
 
 async def test_equal_constraints_are_compiled_once(grammars: GrammarService, monkeypatch: pytest.MonkeyPatch) -> None:
