@@ -28,7 +28,8 @@ def type_of(value: object) -> str:
             return "object"
 
 
-def admits(expander: "Expander", branch: Branch, value: Any) -> bool:
+def admits(expander: "Expander", branch: Branch, value: Any, *, is_wide: bool = False) -> bool:
+    """is_wide: patterns read so that more is allowed, in any dialect: to be told False is to know that it is not."""
     kind = type_of(value)
     if kind not in branch.types or any(is_same(value, one) for one in branch.excluded):
         return False
@@ -36,26 +37,27 @@ def admits(expander: "Expander", branch: Branch, value: Any) -> bool:
         return False
 
     def meets(node: Node, inner: Any) -> bool:
-        return any(admits(expander, one, inner) for one in expander.node(node))
+        branches = expander.combined(node) if is_wide else expander.node(node)
+        return any(admits(expander, one, inner, is_wide=is_wide) for one in branches)
 
     match kind:
         case "string":
-            return _text_admits(branch.text, value)
+            return _text_admits(branch.text, value, is_wide=is_wide)
         case "number":
             return range_admits(branch.range, Decimal(repr(value)))
         case "object":
-            return _object_admits(expander, branch.object, value, meets)
+            return _object_admits(expander, branch.object, value, meets, is_wide=is_wide)
         case "array":
             return _array_admits(branch.array, value, meets)
     return True
 
 
-def _text_admits(asked: Text, value: str) -> bool:
+def _text_admits(asked: Text, value: str, *, is_wide: bool) -> bool:
     return (
         asked.least <= len(value)
         and (asked.most is None or len(value) <= asked.most)
-        and all(FORMATS.finds(source, value) for source in asked.patterns)
-        and not any(FORMATS.finds(source, value, is_wide=True) for source in asked.excluded_patterns)
+        and all(FORMATS.finds(source, value, is_wide=is_wide) for source in asked.patterns)
+        and not any(FORMATS.finds(source, value, is_wide=not is_wide) for source in asked.excluded_patterns)
     )
 
 
@@ -76,7 +78,12 @@ def range_admits(asked: Range, value: Decimal) -> bool:
 
 
 def _object_admits(
-    expander: "Expander", asked: Object, value: dict[str, Any], meets: Callable[[Node, Any], bool]
+    expander: "Expander",
+    asked: Object,
+    value: dict[str, Any],
+    meets: Callable[[Node, Any], bool],
+    *,
+    is_wide: bool,
 ) -> bool:
     return (
         asked.required <= value.keys()
@@ -86,17 +93,18 @@ def _object_admits(
         and all(meets(asked.names, name) for name in value)
         and all(meets(expander.member_node(asked, name), inner) for name, inner in value.items())
         and all(
-            any(is_one(some, name) and meets(some.node, inner) for name, inner in value.items()) for some in asked.some
+            any(is_one(some, name, is_wide=is_wide) and meets(some.node, inner) for name, inner in value.items())
+            for some in asked.some
         )
     )
 
 
-def is_one(some: Some, name: str) -> bool:
-    """Whether a property of this name is such a one."""
+def is_one(some: Some, name: str, *, is_wide: bool = False) -> bool:
+    """Whether a property of this name is such a one. is_wide: as for `admits`."""
     return (
         name not in some.names
-        and not any(FORMATS.finds(source, name, is_wide=True) for source in some.excluded_patterns)
-        and (some.pattern is None or FORMATS.finds(some.pattern, name))
+        and not any(FORMATS.finds(source, name, is_wide=not is_wide) for source in some.excluded_patterns)
+        and (some.pattern is None or FORMATS.finds(some.pattern, name, is_wide=is_wide))
     )
 
 

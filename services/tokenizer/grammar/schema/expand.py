@@ -5,12 +5,13 @@ choice of which part does not hold; a part whose negation has no form here is le
 answer's range smaller and never wrong. If nothing is left for that reason, the schema is refused.
 """
 
+import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from services.tokenizer.grammar.dfa import first_text
 from services.tokenizer.grammar.errors import Unenforceable
@@ -47,6 +48,9 @@ MAX_PAIRS = 2**15
 """Of alternatives that are combined; of more, so many are tried."""
 
 MAX_NEGATIVE_CHOICES = 12
+MAX_PAIRED = 4
+"""Alternatives of a `oneOf` of which two may hold, where it must not hold."""
+
 VOID_DEPTH = 4
 """How deep it is looked for a required part that cannot be."""
 
@@ -54,6 +58,7 @@ LARGEST = 10**120
 """More than the numbers in answers can be, with 15 digits and two of an exponent."""
 
 NUMERIC = Callable[[Any], Branch]
+Way = TypeVar("Way")
 
 
 class Circular(Unenforceable):
@@ -66,28 +71,39 @@ class Expander:
     def __init__(self, document: Document) -> None:
         self.document = document
         self._schemas: dict[int, list[Branch]] = {}
+        self._combined: dict[Node, list[Branch]] = {}
         self._nodes: dict[Node, list[Branch]] = {}
+        self._partial: set[int | Node] = set()
         self._open: set[int] = set()
         self._open_nodes: set[Node] = set()
         self.left_out: Unenforceable | None = None
         """Why alternatives may be missing: the first keyword whose negation has no form."""
         self.is_partial = False
-        """Whether some schema has more alternatives than are known of it: then nothing is void for want of any."""
+        """Whether what is being looked at has more alternatives than are known of it: then it is not void for want of
+        any, and may have values in common with others."""
 
     def node(self, node: Node) -> list[Branch]:
         """The alternatives for a value that must meet all of `node`; none: no value does."""
         if node not in self._nodes:
+            named = [done for branch in self.combined(node) for done in self._with_properties(branch)]
+            branches = self._some(named, MAX_LISTED)
+            self._nodes[node] = [done for branch in branches if (done := self._with_values(branch)) is not None]
+        return self._nodes[node]
+
+    def combined(self, node: Node) -> list[Branch]:
+        """As `node`, with values that are yet to be looked at and properties that are yet to be named."""
+        if node not in self._combined:
             self._open_nodes.add(node)
             try:
-                branches = [] if any(~number in node for number in node) else [EVERYTHING]
-                for number in sorted(node, key=lambda number: (number < 0, abs(number))):
-                    branches = self._product(branches, self.schema(number))
-                named = [done for branch in branches for done in self._with_properties(branch)]
-                branches = self._some(named, MAX_LISTED)
-                self._nodes[node] = [done for branch in branches if (done := self._with_values(branch)) is not None]
+                with self._watched(node):
+                    branches = [] if any(~number in node for number in node) else [EVERYTHING]
+                    for number in sorted(node, key=lambda number: (number < 0, abs(number))):
+                        branches = self._product(branches, self.schema(number))
+                self._combined[node] = branches
             finally:
                 self._open_nodes.discard(node)
-        return self._nodes[node]
+        self.is_partial |= node in self._partial
+        return self._combined[node]
 
     def schema(self, number: int) -> list[Branch]:
         """The alternatives of one subschema; `~n` for its negation."""
@@ -101,22 +117,47 @@ class Expander:
                 )
             self._open.add(number)
             try:
-                self._schemas[number] = self._positive(place) if number >= 0 else self._negative(place)
+                with self._watched(number):
+                    self._schemas[number] = self._positive(place) if number >= 0 else self._negative(place)
             finally:
                 self._open.discard(number)
+        self.is_partial |= number in self._partial
         return self._schemas[number]
 
     def is_void(self, node: Node, depth: int = VOID_DEPTH) -> bool:
         """Whether surely no value meets the node."""
         if any(~number in node for number in node):
             return True
-        if not depth or self.is_partial or node in self._open_nodes or any(number in self._open for number in node):
+        if not depth or node in self._open_nodes or any(number in self._open for number in node):
             return False
         try:
-            is_void = all(self._tidy(branch, depth - 1) is None for branch in self.node(node))
-            return is_void and not self.is_partial
+            return not self._may_be(lambda: self.combined(node), depth - 1)
         except Circular:  # it is part of what is being looked at just now
             return False
+
+    @contextlib.contextmanager
+    def _watched(self, key: int | Node | None = None) -> Iterator[None]:
+        """Within, `is_partial` is about what is looked at there. key: what is noted as partial then, and makes partial
+        what it is part of; None: nothing."""
+        outer, self.is_partial = self.is_partial, False
+        try:
+            yield
+        finally:
+            if key is not None:
+                if self.is_partial:
+                    self._partial.add(key)
+                outer |= self.is_partial
+            self.is_partial = outer
+
+    def _may_be(self, find: Callable[[], Iterable[Branch]], depth: int = VOID_DEPTH) -> bool:
+        """Whether a value may meet one of the branches, in any dialect of regexes, or one that is not known."""
+        with self._watched():
+            branches = find()
+            return self.is_partial or any(self._has_values(one, depth) for one in branches) or self.is_partial
+
+    def _has_values(self, branch: Branch, depth: int) -> bool:
+        tidy = self._tidy(branch, depth)
+        return tidy is not None and (tidy.values is None or bool(self._values(tidy, is_wide=True)))
 
     # ------------------------------------------------------------------------------------------------ combining
 
@@ -144,7 +185,12 @@ class Expander:
     def _compatible(self, ones: list[Branch], others: list[Branch]) -> list[Branch]:
         """Few of the ways in which something does not hold: the first of those that go with one of the branches."""
         going = (other for other in others if any(self._tidy(both(one, other)) is not None for one in ones))
-        return list(itertools.islice(going, MAX_NEGATIVE_CHOICES))
+        return self.few(list(itertools.islice(going, MAX_NEGATIVE_CHOICES + 1)))
+
+    def few(self, ways: list[Way], most: int = MAX_NEGATIVE_CHOICES) -> list[Way]:
+        """The first of the ways in which something does not hold."""
+        self.is_partial |= len(ways) > most
+        return ways[:most]
 
     def _tidy(self, branch: Branch, depth: int = VOID_DEPTH) -> Branch | None:
         """Without the types that no value can be of; None when there are none left."""
@@ -182,14 +228,18 @@ class Expander:
         return not any(self.is_void(self.member_node(asked, name), depth) for name in asked.required)
 
     def member_node(self, asked: Object, name: str) -> Node:
-        """What the value of this property must meet."""
+        """What the value of this property must meet, in any dialect of the patterns for names."""
         node: Node = ANYTHING
         for members in asked.members:
-            own = [inner for key, inner in members.named if key == name]
-            own += [inner for source, inner in members.patterns if FORMATS.finds(source, name)]
-            for inner in own:
-                node |= inner
-            if not own and members.rest is not None:
+            node = node.union(*(inner for key, inner in members.named if key == name))
+            is_known = any(key == name for key, _ in members.named)
+            for source, inner in members.patterns:
+                is_found = FORMATS.finds(source, name)
+                if is_found or FORMATS.finds(source, name, is_wide=True):
+                    node |= inner
+                    is_known |= is_found
+                    self.is_partial |= not is_found
+            if not is_known and members.rest is not None:
                 node |= members.rest
         return node
 
@@ -197,10 +247,18 @@ class Expander:
         """With those values alone that the branch allows, where it lists values."""
         if branch.values is None:
             return branch
+        values = self._values(branch)
+        return replace(branch, values=values) if values else None
+
+    def _values(self, branch: Branch, *, is_wide: bool = False) -> tuple[Any, ...]:
+        """Of the values that a branch lists, those that it allows. is_wide: in any dialect of regexes."""
         left_out = set(map(key_of, branch.excluded))
         asked = replace(branch, values=None, excluded=())
-        values = tuple(value for value in branch.values if key_of(value) not in left_out and admits(self, asked, value))
-        return replace(branch, values=values) if values else None
+        return tuple(
+            value
+            for value in branch.values or ()
+            if key_of(value) not in left_out and admits(self, asked, value, is_wide=is_wide)
+        )
 
     def _with_properties(self, branch: Branch) -> list[Branch]:
         """For a property of some kind that must be there, the ways to name it: as one that is known, or anew."""
@@ -259,6 +317,7 @@ class Expander:
         for keyword in ["$ref"] if is_lone else value:
             found = _negated(self, number, keyword)
             if found is None:
+                self.is_partial = True
                 self.left_out = self.left_out or Unenforceable(
                     "has no form in which its contrary can be enforced",
                     pointer=self.document.shown(number),
@@ -271,6 +330,8 @@ class Expander:
     def _unevaluated(self, number: int, value: dict[str, Any], branches: list[Branch]) -> list[Branch]:
         """What no keyword of this schema or in it has looked at. A branch knows one way for its alternatives to hold;
         if others hold too, more has been looked at than it knows, and what it allows is valid all the more."""
+        if {"unevaluatedProperties", "unevaluatedItems"} & value.keys():
+            self.is_partial |= len(branches) > 1 or any(one.array.contains for one in branches)
         if "unevaluatedProperties" in value:
             rest = frozenset([self.document.child(number, "unevaluatedProperties")])
             branches = [replace(one, object=_closed_object(one.object, rest)) for one in branches]
@@ -307,19 +368,13 @@ class Expander:
             for branch in self.schema(child):
                 kept = [branch]
                 for other in children:
-                    if other != child and self._overlap(branch, self.schema(other)):
+                    if other != child and self._overlap(branch, other):
                         kept = self._product(kept, self._compatible(kept, self.schema(~other)))
                 out += kept
         return self._some(out, MAX_LISTED)
 
-    def _overlap(self, branch: Branch, others: Iterable[Branch]) -> bool:
-        if self.is_partial:
-            return True
-        for other in others:
-            common = self._tidy(both(branch, other))
-            if common is not None and self._with_values(common) is not None:
-                return True
-        return False
+    def _overlap(self, branch: Branch, other: int) -> bool:
+        return self._may_be(lambda: (both(branch, one) for one in self.schema(other)))
 
     def negation(self, number: int, keyword: str) -> list[Branch]:
         return self.schema(~self.document.child(number, keyword))
@@ -332,7 +387,7 @@ class Expander:
         condition = self.document.child(number, "if")
         out: list[Branch] = []
         for sign, key in ((condition, "then"), (~condition, "else")):
-            branches = self.schema(sign)[:MAX_NEGATIVE_CHOICES] if sign < 0 else self.schema(sign)
+            branches = self.few(self.schema(sign)) if sign < 0 else self.schema(sign)
             if key in value:
                 branches = self._product(branches, self.schema(self.document.child(number, key)))
             out += branches
@@ -644,7 +699,7 @@ def _not_value(expander: Expander, number: int, value: dict[str, Any] | list[Any
 
     if isinstance(value, dict):
         out = [Branch(types=ALL_TYPES - {"object"}), *_objects(Object(least=len(value) + 1))]
-        for name, inner in list(value.items())[:MAX_NEGATIVE_CHOICES]:
+        for name, inner in expander.few(list(value.items())):
             out += _objects(Object(absent=frozenset([name])))
             members = Members(named=((name, other(inner)),))
             out += _objects(Object(members=(members,), required=frozenset([name])))
@@ -652,7 +707,7 @@ def _not_value(expander: Expander, number: int, value: dict[str, Any] | list[Any
     out = [Branch(types=ALL_TYPES - {"array"}), *_arrays(Array(least=len(value) + 1))]
     if value:
         out += _arrays(Array(most=len(value) - 1))
-    for place, inner in enumerate(value[:MAX_NEGATIVE_CHOICES]):
+    for place, inner in enumerate(expander.few(value)):
         first = (*[ANYTHING] * place, other(inner))
         out += _arrays(Array(items=(Items(first=first),), least=place + 1))
     return out
@@ -784,7 +839,7 @@ def _not_any(expander: Expander, number: int, keyword: str) -> list[Branch]:
 
 def _not_one(expander: Expander, number: int, keyword: str) -> list[Branch]:
     """None holds, or two do."""
-    children = expander.children(number, keyword)[:4]
+    children = expander.few(expander.children(number, keyword), MAX_PAIRED)
     out = _not_any(expander, number, keyword)
     for place, child in enumerate(children):
         for other in children[place + 1 :]:

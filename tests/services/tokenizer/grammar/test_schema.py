@@ -232,9 +232,103 @@ def test_multiples_of_numbers_with_many_digits(walker: Walker, schema: Any, kept
         assert [value for value in (10**30 + 1, kept) if is_match(grammar, value)] == [kept]
 
 
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        (
+            {"type": "object", "properties": {"prénom": {}}, "patternProperties": {"^\\w+$": {"type": "integer"}}},
+            {"prénom": 1},
+            {"prénom": "a"},
+        ),
+        (
+            {
+                "type": "object",
+                "required": ["é"],
+                "patternProperties": {"^\\w+$": {"type": ["integer", "null"]}},
+                "additionalProperties": {"type": ["integer", "string"]},
+            },
+            {"é": 1},
+            {"é": "a"},
+        ),
+        ({"oneOf": [{"enum": ["é", "a-b"]}, {"type": "string", "pattern": "^\\w+$"}]}, "a-b", "é"),
+        (
+            {
+                "oneOf": [
+                    {"type": "object", "properties": {"a": {"enum": ["é", "a-b"]}}, "required": ["a"]},
+                    {"type": "object", "properties": {"a": {"pattern": "^\\w+$"}}, "required": ["a"]},
+                ],
+            },
+            {"a": "a-b"},
+            {"a": "é"},
+        ),
+        (
+            {
+                "oneOf": [
+                    {"enum": [{"é": 1}, {"b": "a"}]},
+                    {
+                        "type": "object",
+                        "patternProperties": {"^\\w+$": {"type": "integer"}},
+                        "additionalProperties": {"type": "string"},
+                    },
+                ]
+            },
+            {"b": "a"},
+            {"é": 1},
+        ),
+    ],
+)
+def test_names_and_constants_that_dialects_of_regexes_judge_differently(
+    walker: Walker, schema: Any, inside: Any, outside: Any
+) -> None:
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert is_match(grammar, inside)
+    assert not is_match(grammar, outside)
+    assert check(walker, schema, 10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        (
+            [{"type": "array", "items": {"type": "integer"}}, {"type": "array", "not": {"uniqueItems": True}}],
+            None,
+            [1, 1],
+        ),
+        (
+            [
+                {"type": "object", "additionalProperties": {"type": "integer"}},
+                {"type": "object", "not": {"propertyNames": {"pattern": "^a"}}},
+            ],
+            None,
+            {"b": 1},
+        ),
+        (
+            [
+                {"enum": [{"p": {"zz": "s"}}, {"p": {"zz": 1}}]},
+                {"properties": {"p": {"type": "object", "not": {"additionalProperties": {"type": "integer"}}}}},
+            ],
+            {"p": {"zz": 1}},
+            {"p": {"zz": "s"}},
+        ),
+        (
+            [{"enum": [[9] * 14, [9] * 13 + [1]]}, {"type": "array", "not": {"const": [9] * 14}}],
+            [9] * 14,
+            [9] * 13 + [1],
+        ),
+    ],
+)
+def test_alternatives_that_are_not_known_may_hold(walker: Walker, schema: Any, inside: Any, outside: Any) -> None:
+    schema = {"oneOf": [*schema, {"const": "other"}]}
+    grammar = walker.compile("json_schema", json.dumps(schema))
+    assert is_match(grammar, "other" if inside is None else inside)
+    assert not is_match(grammar, outside)
+    assert check(walker, schema, 10)
+
+
 def test_names_that_are_no_unicode_are_written_as_escapes(walker: Walker) -> None:
     name = "\ud800"
-    grammar = walker.compile("json_schema", json.dumps({"type": "object", "properties": {name: {}}, "required": [name]}))
+    schema = {"type": "object", "properties": {name: {}}, "required": [name]}
+    grammar = walker.compile("json_schema", json.dumps(schema))
     assert is_text_match(grammar, '{"\\ud800": 1}')
 
 
