@@ -162,7 +162,7 @@ class Desk:
             case ReadShards():
                 self._questions.put_nowait(command)
             case ForgetWorker():
-                outbox.delete(plan_stream(command.worker))
+                outbox.delete(plan_stream(command.worker), repeats=True)
             case Waited():
                 record_wait(command, now)
 

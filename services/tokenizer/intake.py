@@ -186,7 +186,7 @@ class Intake:
         traceparent, deadline = delivery.traceparent, delivery.deadline
         if isinstance(result, Encoded):
             shard = shard_stream(result.generate.shard)
-            outbox.post(shard, result.open, traceparent=traceparent, deadline=deadline)
+            outbox.post(shard, result.open, traceparent=traceparent, deadline=deadline, repeats=False)
             outbox.post(SCHEDULE, result.generate, traceparent=traceparent, deadline=deadline)
             REQUESTS.labels("encoded").inc()
             PROMPT_TOKENS.inc(result.open.num_prompt_tokens)

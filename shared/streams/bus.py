@@ -90,8 +90,6 @@ class Bus:
         keys = [self.key(stream.name), self.key(name), *([self.key(claim)] if claim else [])]
         arguments = [value, int(for_s * 1000), *(part for fields in entries for part in (len(fields), *fields))]
         held: Any = await cast(Any, self.client).eval(_SEND_ONCE, len(keys), *keys, *arguments)
-        if held is None or held == value:
-            self.outbox.remember("EVAL", _SEND_ONCE, len(keys), *keys, *arguments)
         if held is None:
             ENTRIES_SENT.labels(family(stream)).inc(len(messages))
         return None if held is None or held == value else bytes(held)

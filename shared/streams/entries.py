@@ -25,7 +25,7 @@ class Stream(Generic[M]):
     """A stream's name (without the deployment's prefix) and what it carries. `M` is the union's alias.
 
     repeats: what the broker may have lost is written again, late, in front of what follows. Not where that would tell a
-    new reader of what is past, or ask for the same again."""
+    new reader of what is past, or ask for the same work again."""
 
     def __init__(self, name: str, union: Any, group: str | None = None, *, repeats: bool = True) -> None:
         self.name = name

@@ -24,8 +24,8 @@ FromWorker = Hello | Progress | Holdings | Goodbye | Died
 ToShard = Open | Output | Fence
 ToGateway = Deltas | Rejected
 
-TOKENIZE: Stream[Tokenize] = Stream("tokenize", Tokenize, group="tokenizers")
-SCHEDULE: Stream[ToScheduler] = Stream("schedule", ToScheduler, group="schedulers")
+TOKENIZE: Stream[Tokenize] = Stream("tokenize", Tokenize, group="tokenizers", repeats=False)
+SCHEDULE: Stream[ToScheduler] = Stream("schedule", ToScheduler, group="schedulers", repeats=False)
 EVENTS: Stream[FromWorker] = Stream("events", FromWorker, repeats=False)  # a report that is lost is missed
 
 

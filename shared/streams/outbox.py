@@ -66,17 +66,13 @@ class Outbox:
         *,
         traceparent: str | None = None,
         deadline: float | None = None,
+        repeats: bool = True,
     ) -> None:
-        """Queues one entry."""
+        """Queues one entry. repeats: if the stream does."""
         fields = fields_of(message, traceparent, deadline)
         ENTRIES_SENT.labels(family(stream)).inc()
         command = ("XADD", self._bus.key(stream.name), "*", *fields)
-        self._enqueue(_Message(command) if stream.repeats else command)
-
-    def remember(self, *command: bytes | str | int) -> None:
-        """Notes a command that was written past the outbox, to be written again like one of its own messages."""
-        self._unsure.append((time.monotonic(), [_Message(command)]))
-        self._wake.set()
+        self._enqueue(_Message(command) if repeats and stream.repeats else command)
 
     def ack(self, delivery: Delivery[Any]) -> None:
         """Queues the acknowledgement of an entry read through a group, and its removal: a group's stream holds
@@ -96,9 +92,11 @@ class Outbox:
         """Queues the removal of entries older than the entry id `before`."""
         self._queue("XTRIM", self._bus.key(stream.name), "MINID", "=", before)
 
-    def delete(self, stream: Stream[Any]) -> None:
-        """Queues the removal of a whole stream, whose only reader is gone."""
-        self._queue("DEL", self._bus.key(stream.name))
+    def delete(self, stream: Stream[Any], *, repeats: bool = False) -> None:
+        """Queues the removal of a whole stream, whose only reader is gone. repeats: as what was posted to it does, which
+        would make it again."""
+        command = ("DEL", self._bus.key(stream.name))
+        self._enqueue(_Message(command) if repeats else command)
 
     def expire(self, stream: Stream[Any], after_s: int) -> None:
         """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose

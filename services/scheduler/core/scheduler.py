@@ -7,7 +7,7 @@ what is computed.
 
 import heapq
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 
@@ -57,7 +57,6 @@ class Scheduler:
     REMEMBER_S = 600.0
     REMEMBER_MOST = 200_000
     REMEMBER_SILENT = 64
-    DOUBT_S = 15.0
 
     def __init__(
         self,
@@ -80,9 +79,7 @@ class Scheduler:
         self._worker_lapse_s = worker_lapse_s
         self._no_worker_patience_s = no_worker_patience_s
         self._homeless: dict[int, Sequence] = {}  # waiting for any worker
-        # since when; whether it has ended, or was aborted before it came
-        self._gone: OrderedDict[int, tuple[float, bool]] = OrderedDict()
-        self._doubted: deque[tuple[float, int, int]] = deque()  # (when to tell, shard, sequence id)
+        self._gone: OrderedDict[int, float] = OrderedDict()  # ended, or aborted before they came
         self._silent: OrderedDict[str, list[Sequence]] = OrderedDict()  # what ran on workers that were given up
         self._deadlines: list[tuple[float, int]] = []
         self._recovery = Recovery()
@@ -136,14 +133,8 @@ class Scheduler:
         self._arrivals += len(sequences)
         for sequence in sequences:
             self.sequences[sequence.sequence_id] = sequence
-            _, has_ended = self._gone.get(sequence.sequence_id, (now, None))
-            if has_ended is not None:
-                if has_ended:  # its end has been told, or was found to have been
-                    del self.sequences[sequence.sequence_id]
-                    self._close(sequence)
-                    self._doubted.append((now + self.DOUBT_S, sequence.request.shard, sequence.sequence_id))
-                else:
-                    self._end(sequence, FinishReason.ABORT, now)
+            if sequence.sequence_id in self._gone:
+                self._end(sequence, FinishReason.ABORT, now)
                 continue
             if event.deadline is not None:
                 heapq.heappush(self._deadlines, (event.deadline, sequence.sequence_id))
@@ -163,7 +154,7 @@ class Scheduler:
     def _abort(self, sequence_id: int, now: float) -> None:
         sequence = self.sequences.get(sequence_id)
         if sequence is None:
-            self._remember(sequence_id, now, has_ended=False)
+            self._remember(sequence_id, now)
         else:
             self._end(sequence, FinishReason.ABORT, now)
 
@@ -230,21 +221,17 @@ class Scheduler:
     def _forget(self, sequence: Sequence, now: float) -> None:
         """Takes an ended sequence out of the books (a lingering one stays its worker's)."""
         del self.sequences[sequence.sequence_id]
-        self._remember(sequence.sequence_id, now, has_ended=True)
+        self._remember(sequence.sequence_id, now)
         self.num_ended += 1
-        self._close(sequence)
-
-    def _close(self, sequence: Sequence) -> None:
-        """Acknowledges the request if this was the last of its sequences."""
         sequence.request.num_open -= 1
         if sequence.request.num_open == 0:
             entry_id, poison = sequence.request.entry_id, sequence.request.poison
             self._commands.append(Quarantine(entry_id, poison) if poison else Acknowledge(entry_id))
 
-    def _remember(self, sequence_id: int, now: float, *, has_ended: bool) -> None:
-        self._gone[sequence_id] = (now, has_ended)
+    def _remember(self, sequence_id: int, now: float) -> None:
+        self._gone[sequence_id] = now
         self._gone.move_to_end(sequence_id)
-        while len(self._gone) > self.REMEMBER_MOST or now - next(iter(self._gone.values()))[0] > self.REMEMBER_S:
+        while len(self._gone) > self.REMEMBER_MOST or now - next(iter(self._gone.values())) > self.REMEMBER_S:
             self._gone.popitem(last=False)
 
     def _worker_of(self, sequence: Sequence) -> WorkerState | None:
@@ -494,12 +481,6 @@ class Scheduler:
                 self._give_up(worker, now)
         if (overdue := self._recovery.sweep(now)) is not None:
             self._commands.append(overdue)
-        while self._doubted and self._doubted[0][0] <= now:
-            # It came again after its end. Whoever has opened it anew, or missed the end, is told; others know better.
-            _, shard, sequence_id = self._doubted.popleft()
-            self._ended.setdefault(shard, []).append(
-                Ended(sequence_id=sequence_id, reason=FinishReason.ABORT, num_tokens=0)
-            )
         while self._deadlines and self._deadlines[0][0] <= now:
             _, sequence_id = heapq.heappop(self._deadlines)
             sequence = self.sequences.get(sequence_id)

@@ -139,12 +139,6 @@ def test_a_request_that_comes_twice_runs_once() -> None:
     world.run_out()
     assert len(worker.outputs[100]) == 2
     assert world.acknowledged == ["1-0", "2-0"]
-    told = len(world.told)
-    world.apply(Arrived(message, "3-0"))
-    assert len(world.told) == told, "its end was told"
-    assert world.acknowledged == ["1-0", "2-0", "3-0"]
-    world.apply(after=Scheduler.DOUBT_S)
-    assert [(one.sequence_id, one.reason) for one in world.told[told:]] == [(100, FinishReason.ABORT)]
 
 
 def test_retraction_takes_the_newest_and_keeps_its_pages_as_cache() -> None:
