@@ -93,8 +93,8 @@ class Outbox:
         self._queue("XTRIM", self._bus.key(stream.name), "MINID", "=", before)
 
     def delete(self, stream: Stream[Any], *, repeats: bool = False) -> None:
-        """Queues the removal of a whole stream, whose only reader is gone. repeats: as what was posted to it does, which
-        would make it again."""
+        """Queues the removal of a whole stream, whose only reader is gone. repeats: as what was posted to it does, and
+        would make it anew."""
         command = ("DEL", self._bus.key(stream.name))
         self._enqueue(_Message(command) if repeats else command)
 
