@@ -30,7 +30,6 @@ LOOK_EVERY_S = 0.5
 
 _Command = tuple[bytes | str | int, ...]
 
-
 _FORGET = """
 redis.call('DEL', KEYS[1])
 if KEYS[2] and redis.call('GET', KEYS[2]) == KEYS[1] then redis.call('DEL', KEYS[2]) end
@@ -71,16 +70,15 @@ class Outbox:
         """Queues one entry. repeats: if the stream does."""
         fields = fields_of(message, traceparent, deadline)
         ENTRIES_SENT.labels(family(stream)).inc()
-        command = ("XADD", self._bus.key(stream.name), "*", *fields)
-        self._enqueue(_Message(command) if repeats and stream.repeats else command)
+        self._queue("XADD", self._bus.key(stream.name), "*", *fields, repeats=repeats and stream.repeats)
 
     def ack(self, delivery: Delivery[Any]) -> None:
         """Queues the acknowledgement of an entry read through a group, and its removal: a group's stream holds
         work that is open and nothing else."""
         key, group = self._bus.key(delivery.stream.name), delivery.stream.group
         assert group is not None
-        self._queue_message("XACK", key, group, delivery.entry_id)
-        self._queue_message("XDEL", key, delivery.entry_id)
+        self._queue("XACK", key, group, delivery.entry_id, repeats=True)
+        self._queue("XDEL", key, delivery.entry_id, repeats=True)
 
     def quarantine(self, delivery: Delivery[Any], why: str) -> None:
         """Queues the move of an entry that was read through a group to the dead letters."""
@@ -95,13 +93,12 @@ class Outbox:
     def delete(self, stream: Stream[Any], *, repeats: bool = False) -> None:
         """Queues the removal of a whole stream, whose only reader is gone. repeats: as what was posted to it does, and
         would make it anew."""
-        command = ("DEL", self._bus.key(stream.name))
-        self._enqueue(_Message(command) if repeats else command)
+        self._queue("DEL", self._bus.key(stream.name), repeats=repeats)
 
     def expire(self, stream: Stream[Any], after_s: int) -> None:
         """Queues that the stream goes away by itself in `after_s` unless this is asked again: for a stream whose
         only reader may die."""
-        self._queue_message("EXPIRE", self._bus.key(stream.name), after_s)
+        self._queue("EXPIRE", self._bus.key(stream.name), after_s, repeats=True)
 
     def store(self, name: str, value: bytes, for_s: float) -> None:
         """Queues that a key holds a value for so long."""
@@ -114,7 +111,7 @@ class Outbox:
     def forget(self, name: str, pointer: str = "") -> None:
         """Queues the removal of a key, and of the key `pointer`, if any, unless that points to another by now."""
         keys = [self._bus.key(one) for one in (name, pointer) if one]
-        self._queue_message("EVAL", _FORGET, len(keys), *keys)
+        self._queue("EVAL", _FORGET, len(keys), *keys, repeats=True)
 
     def bury(self, stream: Stream[Any], entry_id: str, fields: Mapping[bytes, bytes], why: str) -> None:
         """Queues an entry's move to the dead letters."""
@@ -125,14 +122,8 @@ class Outbox:
             self._queue("XACK", key, stream.group, entry_id)
         self._queue("XDEL", key, entry_id)
 
-    def _queue_message(self, *command: bytes | str | int) -> None:
-        self._enqueue(_Message(command))
-
-    def _queue(self, *command: bytes | str | int) -> None:
-        self._enqueue(command)
-
-    def _enqueue(self, command: _Command) -> None:
-        self._commands.append(command)
+    def _queue(self, *command: bytes | str | int, repeats: bool = False) -> None:
+        self._commands.append(_Message(command) if repeats else command)
         self._posted += 1
         self._wake.set()
 
