@@ -22,7 +22,7 @@ from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError, RequestError, Unavailable
 from shared.grammar import INDEX_KEY, XGRAMMAR, XGRAMMAR_SOURCE, CompiledGrammar, decode
 from shared.heap import settle_heap
-from shared.streams import LOST_CONNECTION, Bus, backoff
+from shared.streams import Bus, persistently
 
 log = logging.getLogger(__name__)
 
@@ -142,21 +142,16 @@ class GrammarLibrary:
                 self._errors.popitem(last=False)
 
     async def _read(self, key: str) -> bytes:
-        attempt = 0
-        while True:
-            try:
-                async with self._bus.client.pipeline(transaction=False) as pipe:
-                    pipe.get(self._bus.key(key))
-                    pipe.zadd(self._bus.key(INDEX_KEY), {key: time.time()}, xx=True)  # the next to want it may be far
-                    value: Any = (await pipe.execute())[0]
-                break
-            except LOST_CONNECTION as error:
-                log.warning("reading grammar %s: %s; trying again", key, error)
-                attempt += 1
-                await backoff(attempt)
+        value = await persistently(f"reading grammar {key}", self._read_once, key)
         if value is None:
             raise Unavailable("the compiled grammar of this request is not kept any more; try again", retry_after_s=1)
         return bytes(value)
+
+    async def _read_once(self, key: str) -> Any:
+        async with self._bus.client.pipeline(transaction=False) as pipe:
+            pipe.get(self._bus.key(key))
+            pipe.zadd(self._bus.key(INDEX_KEY), {key: time.time()}, xx=True)  # the next to want it may be far
+            return (await pipe.execute())[0]
 
     def _decode(self, value: bytes) -> Compiled:
         vocabulary = self._load_vocabulary()
