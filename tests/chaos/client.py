@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,11 +53,14 @@ class Stream:
     fault: str | None = None
 
 
-def some_requests(rng: random.Random, count: int) -> list[Request]:
+def some_requests(
+    rng: random.Random, count: int, suits: Callable[[Request], bool] = lambda request: True
+) -> list[Request]:
     """Greedy, sampled with a seed at temperature 1, and held to a grammar in both ways; many with a common stem."""
     stems = ["".join(rng.choice("abcdefgh ") for _ in range(96)) for _ in range(3)]
     out: list[Request] = []
-    for number in range(count):
+    while len(out) < count:
+        number = len(out)
         stem = rng.choice(stems)[: rng.choice([0, 40, 96])]
         prompt = stem + "".join(rng.choice("ijklmnop ") for _ in range(rng.randrange(4, 80)))
         request: Request = {"prompt": prompt, "max_tokens": rng.randrange(150, 400), "ignore_eos": True}
@@ -65,7 +68,8 @@ def some_requests(rng: random.Random, count: int) -> list[Request]:
         if number % 4 >= 2:
             del request["ignore_eos"]
             request["response_format"] = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
-        out.append(request)
+        if suits(request):
+            out.append(request)
     return out
 
 
