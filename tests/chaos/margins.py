@@ -19,7 +19,7 @@ from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from services.gpu_worker.runner import load_runner
 from services.gpu_worker.sampling_state import SamplingState
 from services.tokenizer.grammar.compile import to_source
-from shared.grammar import caching_compiler, compile_source
+from shared.grammar import compile_source
 from shared.messages import Admit, Plan, Sampling
 from shared.packing import pack_i32
 from tests.chaos.client import SCHEMA, Request
@@ -34,9 +34,8 @@ class _Shelf:
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.vocabulary = load_vocabulary(str(folder), vocab_size)
-        compiler = caching_compiler(self.vocabulary.info((STOP,)))
-        source = compile_source(compiler, to_source("json_schema", json.dumps(SCHEMA), MAX_CHARACTERS))
-        self._compiled = XGrammarCompiled(source, self.vocabulary)
+        source = to_source("json_schema", json.dumps(SCHEMA), MAX_CHARACTERS)
+        self._compiled = XGrammarCompiled(compile_source(self.vocabulary.compiler((STOP,)), source), self.vocabulary)
 
     def get(self, key: str) -> XGrammarCompiled:
         return self._compiled

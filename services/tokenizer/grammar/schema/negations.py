@@ -226,6 +226,10 @@ def _not_condition(expander: "Expander", number: int, keyword: str) -> list[Bran
     return out
 
 
+def _not_reference(expander: "Expander", number: int, keyword: str) -> list[Branch]:
+    return expander.schema(~expander.document.referred(number, keyword))
+
+
 _NEGATIONS: dict[str, Negation] = {
     "type": _not_type,
     "enum": _not_values,
@@ -267,8 +271,8 @@ _NEGATIONS: dict[str, Negation] = {
     "oneOf": _not_one,
     "not": lambda expander, number, keyword: expander.schema(expander.document.child(number, keyword)),
     "if": _not_condition,
-    "$ref": lambda expander, number, keyword: expander.schema(~expander.document.referred(number, keyword)),
-    "$dynamicRef": lambda expander, number, keyword: expander.schema(~expander.document.referred(number, keyword)),
-    "$recursiveRef": lambda expander, number, keyword: expander.schema(~expander.document.referred(number, keyword)),
+    "$ref": _not_reference,
+    "$dynamicRef": _not_reference,
+    "$recursiveRef": _not_reference,
 }
 _NO_NEGATION = frozenset({"propertyNames", "unevaluatedProperties", "unevaluatedItems"})
