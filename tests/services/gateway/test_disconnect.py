@@ -40,7 +40,7 @@ async def test_a_client_that_leaves_has_its_sequences_aborted_at_once(
     left = time.monotonic()
     writer.close()
     abort = await backend.next_abort()
-    assert time.monotonic() - left < 0.5  # milliseconds, but for a busy machine
+    assert time.monotonic() - left < 3  # milliseconds, but for a busy machine
     assert (
         abort.sequence_ids
         == [sequence_id(request.request_id, choice) for request in requests for choice in range(2)][1:]

@@ -130,7 +130,7 @@ async def test_without_one_of_the_services_a_503_at_once(start: Any, missing: st
     gateway = await start([*there, an_instance(missing, is_ready=False)])
     begun = time.monotonic()
     status, answer, response = await gateway.post(URL, CHAT)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert (status, response.headers["Retry-After"]) == (503, "1")
     assert missing in answer["error"]["message"]
     check_shape(answer)

@@ -100,10 +100,10 @@ async def test_the_deadline_travels_and_is_kept(start: Any, backend: Any, how: s
     begun = time.time()
     call = asyncio.create_task(gateway.post(URL, body, headers=headers))
     delivery = await backend.next_delivery()
-    assert delivery.deadline == pytest.approx(begun + 0.4, abs=0.2)
+    assert begun + 0.4 <= delivery.deadline < time.time() + 0.4
     status, answer, _ = await call
     assert (status, answer["error"]["code"]) == (504, "timeout")
-    assert 0.3 < time.time() - begun < 2
+    assert 0.4 < time.time() - begun < 10
     await backend.next_abort()
 
 

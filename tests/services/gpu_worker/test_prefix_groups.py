@@ -106,8 +106,8 @@ def test_planning_512_rows_is_quick() -> None:
         pages = list(range(prefix * 200, prefix * 200 + 128)) + [100_000 + row * 16 + page for page in range(14)]
         page_tables.append(array("i", pages))
         lengths.append(142 * 16 - 5)
-    started = time.perf_counter()
+    started = time.thread_time()
     tables = plan_groups(page_tables, lengths, 16)
-    elapsed = time.perf_counter() - started
+    elapsed = time.thread_time() - started
     assert len(tables.segments) == 16 and (tables.row_ends == 2048).all()
     assert elapsed < 0.1  # about 4 ms on one quiet core
