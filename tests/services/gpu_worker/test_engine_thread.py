@@ -43,7 +43,7 @@ async def test_an_idle_engine_shows_that_it_lives() -> None:
     await thread.ready
     await asyncio.sleep(0.6)
     async with asyncio.timeout(5):
-        while thread.silent_s > 0.4:  # a busy machine may keep it from its turn for a while
+        while thread.silent_s > 0.4:  # noqa: ASYNC110 - a busy machine may keep it from its turn for a while
             await asyncio.sleep(0.01)
     assert await thread.stop(5)
 
