@@ -109,6 +109,17 @@ def compile_source(compiler: "xgrammar.GrammarCompiler", source: str) -> "xgramm
     return compiler.compile_grammar(source)
 
 
+def read_source(source: str) -> "xgrammar.Grammar":
+    """The same grammar as its rules say it, not compiled."""
+    import xgrammar
+
+    if source.startswith("{"):
+        return xgrammar.Grammar.from_structural_tag(source)
+    if source.startswith(LARK_MARK):
+        return xgrammar.Grammar.from_lark(source.removeprefix(LARK_MARK))
+    return xgrammar.Grammar.from_ebnf(source)
+
+
 def tokenizer_info(backend: "Tokenizer", vocab_size: int, stop_token_ids: list[int]) -> "xgrammar.TokenizerInfo":
     """The vocabulary as xgrammar wants it; the same arguments give the same metadata in every process.
 

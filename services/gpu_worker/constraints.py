@@ -103,9 +103,7 @@ class Constraints:
         if not there:
             return results
         self.fill(there)
-        assert self._masks is not None
-        decided = self._grammars.vocabulary.are_decided(self._masks.bits, _seats(there))
-        for sequence in itertools.compress(there, decided.tolist()):
+        for sequence in self._decided(there):
             try:
                 assert sequence.guide is not None
                 run = self._look_ahead(sequence, sequence.guide)
@@ -115,6 +113,22 @@ class Constraints:
                 if run or sequence.ends is not None:
                     results.append((sequence, run))
         return results
+
+    def _decided(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Those for whom something may be forced. Their masks are filled."""
+        decided, unknown = [], []
+        for sequence in sequences:
+            assert sequence.guide is not None
+            is_decided = sequence.guide.is_decided
+            if is_decided is None:
+                unknown.append(sequence)
+            elif is_decided:
+                decided.append(sequence)
+        if unknown:
+            assert self._masks is not None
+            found = self._grammars.vocabulary.are_decided(self._masks.bits, _seats(unknown))
+            decided += itertools.compress(unknown, found.tolist())
+        return decided
 
     def _take(self, known: Many[tuple[Sequence, int]]) -> list[RequestError | None]:
         """Takes each sequence's token; what went wrong with it."""
@@ -137,10 +151,13 @@ class Constraints:
 
     def _look_ahead(self, sequence: Sequence, guide: Guide) -> "array[int]":
         left = sequence.max_tokens - (len(sequence.token_ids) - sequence.num_prompt)
-        started = time.thread_time()
-        run = array("i", guide.run(sequence.token_ids, min(left, MAX_RUN)))
-        if time.thread_time() - started > MAX_LOOK_S:
-            raise _too_costly()
+        found = guide.known_run(sequence.token_ids, min(left, MAX_RUN))
+        if found is None:
+            started = time.thread_time()
+            found = guide.run(sequence.token_ids, min(left, MAX_RUN))
+            if time.thread_time() - started > MAX_LOOK_S:
+                raise _too_costly()
+        run = array("i", found)
         sequence.token_ids.extend(run)
         if guide.must_end():
             sequence.ends = FinishReason.STOP

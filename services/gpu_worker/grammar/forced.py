@@ -26,7 +26,35 @@ def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], 
     text = matcher.forced_text()
     if not text or limit < 1:
         return []
-    run = list(_tokenise(vocabulary, before[-CONTEXT_TOKENS:], text[:MAX_RUN_BYTES])[:limit])
+    word = _last_word(vocabulary, _context(vocabulary, before[-CONTEXT_TOKENS:]), text)
+    whole = vocabulary.tokens_behind(word, text[:MAX_RUN_BYTES])
+    state = matcher.state
+    run = _checked(matcher, vocabulary, whole[:limit])
+    if state is not None and len(whole) <= limit:
+        state.remember_run(word, tuple(run), len(whole))
+    return list(run)
+
+
+def known_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], limit: int) -> list[int] | None:
+    """As `forced_run`, where that was called in the same state before, behind the same word; else None."""
+    state = matcher.state
+    if state is None or state.forced is None:
+        return None
+    if not state.forced:
+        return []
+    found = state.runs.get(_last_word(vocabulary, _context(vocabulary, before[-CONTEXT_TOKENS:]), state.forced))
+    if found is None:
+        return None
+    run, least = found
+    if least > limit:
+        return None
+    for token_id in run:
+        matcher.accept(token_id)
+    return list(run)
+
+
+def _checked(matcher: Matcher, vocabulary: Vocabulary, run: Sequence[int]) -> Sequence[int]:
+    """The tokens of the run that cannot but be these; the matcher accepts them."""
     longer = dict(vocabulary.replacements(tuple(run[-MAX_KEPT_BACK:])))
     for i, token_id in enumerate(run):
         replacing = longer.get(len(run) - i)
@@ -34,17 +62,17 @@ def forced_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], 
             return run[:i]
         if not matcher.accept(token_id):
             matcher.rollback(i)
-            return []
+            return ()
     return run
 
 
-def _tokenise(vocabulary: Vocabulary, before: Sequence[int], text: bytes) -> Sequence[int]:
-    """Tokens whose bytes are `text`, or `text` without the half character at its end; none if there are no such."""
+def _context(vocabulary: Vocabulary, before: Sequence[int]) -> bytes:
+    """The text of the tokens behind the last special one."""
     context = b""
     for token_id in before:
         part = vocabulary.token_bytes[token_id]
         context = context + part if part else b""  # nothing merges across a special token
-    return vocabulary.tokens_behind(_last_word(vocabulary, context, text), text)
+    return context
 
 
 def _last_word(vocabulary: Vocabulary, context: bytes, text: bytes) -> bytes:

@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Sequence
 
-from services.gpu_worker.grammar.forced import forced_run
+from services.gpu_worker.grammar.forced import forced_run, known_run
 from services.gpu_worker.grammar.matcher import I32, Compiled, Matcher, bit_of, mask_of
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from shared.errors import InternalError
@@ -97,6 +97,12 @@ class Guide:
         self.fill()
         return not self.mask.any()
 
+    @property
+    def is_decided(self) -> bool | None:
+        """Whether all tokens that may follow begin alike (see Vocabulary.are_decided). None: not known."""
+        state = self.matcher.state
+        return state.is_decided if state is not None else None
+
     def run(self, before: Sequence[int], limit: int) -> list[int]:
         """The tokens, at most `limit`, that must follow; they count as accepted. before: the tokens so far."""
         if self._vocabulary is None:
@@ -105,6 +111,15 @@ class Guide:
             run = forced_run(self.matcher, self._vocabulary, before, limit)
         except RuntimeError as error:
             raise _failed(error) from error
+        if run:
+            self.is_filled = False
+        return run
+
+    def known_run(self, before: Sequence[int], limit: int) -> list[int] | None:
+        """As `run`, where it takes no time: somebody asked in the same place. None where it has to be found out."""
+        if self._vocabulary is None:
+            return []
+        run = known_run(self.matcher, self._vocabulary, before, limit)
         if run:
             self.is_filled = False
         return run

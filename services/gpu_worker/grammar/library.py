@@ -71,7 +71,6 @@ class GrammarLibrary:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
-        self._num_bytes = 0
         self._errors: OrderedDict[str, RequestError] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._decoders = ThreadPoolExecutor(DECODERS, "grammars")
@@ -171,11 +170,11 @@ class GrammarLibrary:
     def _keep(self, key: str, compiled: Compiled) -> None:
         with self._lock:
             self._kept[key] = compiled
-            self._num_bytes += compiled.num_bytes
-            while self._num_bytes > self._max_bytes and len(self._kept) > 1:
+            num_bytes = sum(one.num_bytes for one in self._kept.values())  # what is remembered of them has grown
+            while num_bytes > self._max_bytes and len(self._kept) > 1:
                 _, dropped = self._kept.popitem(last=False)
-                self._num_bytes -= dropped.num_bytes
-            metrics.GRAMMAR_BYTES.set(self._num_bytes)
+                num_bytes -= dropped.num_bytes
+            metrics.GRAMMAR_BYTES.set(num_bytes)
 
 
 def compiled_from(record: CompiledGrammar, vocabulary: Vocabulary) -> Compiled:

@@ -5,10 +5,13 @@ exactly where the grammar may end. A place where nothing but a stop id is allowe
 """
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from services.gpu_worker.grammar.automaton import State
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -20,7 +23,11 @@ def mask_width(vocab_size: int) -> int:
 
 
 class Matcher(Protocol):
-    """One engine's matcher over a vocabulary of V tokens."""
+    """One engine's matcher over a vocabulary of V tokens. state: where in its grammar's automaton it is; None where it
+    has none, or does not know."""
+
+    @property
+    def state(self) -> "State | None": ...
 
     def accept(self, token_id: int) -> bool:
         """Goes on by a token; False, and no change, if the grammar does not allow it."""
@@ -47,9 +54,11 @@ class Matcher(Protocol):
 
 
 class Compiled(Protocol):
-    """A compiled grammar. num_bytes: its size in memory, about."""
+    """A compiled grammar."""
 
-    num_bytes: int
+    @property
+    def num_bytes(self) -> int:
+        """Its size in memory, about. May grow."""
 
     def matcher(self, stop_token_ids: Sequence[int]) -> Matcher:
         """At the grammar's start. stop_token_ids: those of the sequence, each below V."""

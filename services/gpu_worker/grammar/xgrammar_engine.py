@@ -1,22 +1,24 @@
 """xgrammar as a grammar engine."""
 
-import functools
-import os
-import time
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 import xgrammar
 
-from services.gpu_worker.grammar.matcher import I32, bit_of
+from services.gpu_worker.grammar.automaton import Automaton, TooManyStates
+from services.gpu_worker.grammar.matcher import Matcher
+from services.gpu_worker.grammar.remembering import RememberingMatcher
+from services.gpu_worker.grammar.rules import Rules, read_rules
 from services.gpu_worker.grammar.vocabulary import Vocabulary
+from services.gpu_worker.grammar.xgrammar_matcher import XGrammarMatcher
 from shared.errors import InternalError
-from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, compile_source
+from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, compile_source, read_source
 
-MAX_THREADS = 16
-WORTH_THREADS_S = 0.002
-"""Filling that takes longer on one thread is worth the start of several."""
+MAX_SOURCE_BYTES = 65536
+"""Of a grammar longer than this nothing is remembered: reading its rules would take too long."""
+MAX_AUTOMATA = 4
+"""Of one grammar: for each set of stop ids another."""
 
 
 class _TokenizerMetadata(msgspec.Struct):
@@ -50,97 +52,67 @@ def load(record: CompiledGrammar, vocabulary: Vocabulary) -> "XGrammarCompiled":
         else:
             info = vocabulary.info(stop_token_ids)
             grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
+        rules = _rules(record.source)
     except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:  # xgrammar's errors are RuntimeErrors
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise InternalError(f"the compiled grammar of this request cannot be used: {reason}") from None
-    return XGrammarCompiled(grammar, vocabulary)
+    return XGrammarCompiled(grammar, vocabulary, rules)
+
+
+def _rules(source: str) -> Rules | None:
+    if not source or len(source) > MAX_SOURCE_BYTES:
+        return None
+    return read_rules(read_source(source).serialize_json().encode())
 
 
 class XGrammarCompiled:
-    """A grammar as xgrammar compiled it. `grammar` and `vocabulary` are of the same tokenizer."""
+    """A grammar as xgrammar compiled it. `grammar` and `vocabulary` are of the same tokenizer, `rules` are the
+    grammar's; None to remember nothing of it."""
 
-    def __init__(self, grammar: xgrammar.CompiledGrammar, vocabulary: Vocabulary) -> None:
+    def __init__(self, grammar: xgrammar.CompiledGrammar, vocabulary: Vocabulary, rules: Rules | None = None) -> None:
         self._grammar = grammar
-        self._vocab_size = vocabulary.vocab_size
+        self._vocabulary = vocabulary
+        self._rules = rules
         self._own_stops: Sequence[int] = grammar.tokenizer_info.stop_token_ids
-        self.num_bytes: int = grammar.memory_size_bytes
+        self._grammar_bytes: int = grammar.memory_size_bytes
+        self._automata: OrderedDict[frozenset[int], Automaton] = OrderedDict()
+        self._is_known = False
 
-    def matcher(self, stop_token_ids: Sequence[int]) -> "XGrammarMatcher":
+    @property
+    def num_bytes(self) -> int:
+        return self._grammar_bytes + sum(one.num_bytes for one in list(self._automata.values()))
+
+    def matcher(self, stop_token_ids: Sequence[int]) -> Matcher:
+        matcher = self._matcher(stop_token_ids)
+        was_known, self._is_known = self._is_known, True
+        # A grammar that one request brings and no other is not worth it.
+        automaton = self._automaton(frozenset(stop_token_ids)) if was_known else None
+        if automaton is None:
+            return matcher
+        return RememberingMatcher(matcher, automaton, self._vocabulary, frozenset(stop_token_ids))
+
+    def _matcher(self, stop_token_ids: Sequence[int]) -> XGrammarMatcher:
+        vocab_size = self._vocabulary.vocab_size
         if stop_token_ids:
             handle = xgrammar.GrammarMatcher(self._grammar, override_stop_tokens=list(stop_token_ids))
-            return XGrammarMatcher(handle, self._vocab_size)
+            return XGrammarMatcher(handle, vocab_size)
         # xgrammar wants a stop token; one that the sequence does not have is taken out of the masks
-        return XGrammarMatcher(xgrammar.GrammarMatcher(self._grammar), self._vocab_size, barred=self._own_stops)
+        return XGrammarMatcher(xgrammar.GrammarMatcher(self._grammar), vocab_size, barred=self._own_stops)
 
-
-class XGrammarMatcher:
-    """barred: stop ids that masks leave out. handle: for batched calls, whose rows are to be passed through `tidy` if
-    is_untidy."""
-
-    def __init__(self, handle: xgrammar.GrammarMatcher, vocab_size: int, barred: Sequence[int] = ()) -> None:
-        self.handle = handle
-        self.barred = tuple(barred)
-        past_end = vocab_size % 32
-        self._last_word = bit_of(past_end) - np.int32(1) if past_end else np.int32(-1)
-        self.is_untidy = bool(past_end or barred)
-
-    def accept(self, token_id: int) -> bool:
-        return token_id not in self.barred and bool(self.handle.accept_token(token_id))
-
-    def rollback(self, num_tokens: int) -> None:
-        self.handle.rollback(num_tokens)
-
-    def fill(self, mask: I32) -> None:
-        self.handle.fill_next_token_bitmask(mask[None], 0)
-        self.tidy(mask)
-
-    def tidy(self, mask: I32) -> None:
-        """Takes out of a row what xgrammar leaves in it: bits past the vocabulary's end, barred tokens."""
-        mask[-1] &= self._last_word
-        for token_id in self.barred:
-            mask[token_id // 32] &= ~bit_of(token_id)
-
-    def can_end(self) -> bool:
-        return bool(self.handle.is_completed())
-
-    def forced_text(self) -> bytes:
-        try:
-            return self.handle.find_jump_forward_string().encode()
-        except UnicodeDecodeError as error:  # the binding wants text; the run may be cut inside a character
-            return bytes(error.object)
-
-    @classmethod
-    def accept_many(cls, matchers: "Sequence[XGrammarMatcher]", token_ids: Sequence[int]) -> list[bool]:
-        if any(matcher.barred for matcher in matchers):
-            return [matcher.accept(token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
-        handles = [matcher.handle for matcher in matchers]
-        return xgrammar.BatchGrammarMatcher.batch_accept_token(handles, list(token_ids))
-
-    @classmethod
-    def fill_many(cls, matchers: "Sequence[XGrammarMatcher]", bits: I32, rows: Sequence[int]) -> None:
-        _filler().fill([matcher.handle for matcher in matchers], bits, list(rows))
-        for row, matcher in zip(rows, matchers, strict=True):
-            if matcher.is_untidy:
-                matcher.tidy(bits[row])
-
-
-class _Filler:
-    """Fills rows on one thread or on several, whichever is faster as far as the last ones tell."""
-
-    def __init__(self) -> None:
-        self._threads = min(MAX_THREADS, max(len(os.sched_getaffinity(0)) // 2, 1))
-        self._one, self._many = xgrammar.BatchGrammarMatcher(1), xgrammar.BatchGrammarMatcher(self._threads)
-        self._row_s = 0.0  # what a row took lately on one thread
-
-    def fill(self, handles: list[xgrammar.GrammarMatcher], bits: I32, rows: list[int]) -> None:
-        count = len(handles)
-        is_long = self._threads > 1 and count > 1 and self._row_s * count > WORTH_THREADS_S
-        started = time.perf_counter()
-        (self._many if is_long else self._one).batch_fill_next_token_bitmask(handles, bits, rows)
-        spent = (time.perf_counter() - started) / count * (min(self._threads, count) if is_long else 1)
-        self._row_s += (spent - self._row_s) / 8
-
-
-@functools.cache
-def _filler() -> _Filler:
-    return _Filler()
+    def _automaton(self, stop_token_ids: frozenset[int]) -> Automaton | None:
+        """What is remembered for these stop ids."""
+        if self._rules is None:
+            return None
+        automaton = self._automata.get(stop_token_ids)
+        if automaton is None:
+            try:
+                automaton = Automaton(self._rules)
+            except TooManyStates:
+                self._rules = None
+                return None
+            self._automata[stop_token_ids] = automaton
+            if len(self._automata) > MAX_AUTOMATA:
+                self._automata.popitem(last=False)
+        else:
+            self._automata.move_to_end(stop_token_ids)
+        return automaton

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from services.gpu_worker.grammar import xgrammar_engine
+from services.gpu_worker.grammar import xgrammar_matcher
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.masks import MaskPool
 from services.gpu_worker.grammar.matcher import empty_masks
@@ -29,9 +29,9 @@ def guides_in(pool: MaskPool, seats: list[int], stops: tuple[int, ...]) -> list[
 def test_rows_are_those_that_each_guide_fills_alone(
     monkeypatch: pytest.MonkeyPatch, worth_threads_s: float, stops: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(xgrammar_engine, "WORTH_THREADS_S", worth_threads_s)
-    monkeypatch.setattr(xgrammar_engine, "_filler", functools.cache(xgrammar_engine._Filler))
-    monkeypatch.setattr(xgrammar_engine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(xgrammar_matcher, "WORTH_THREADS_S", worth_threads_s)
+    monkeypatch.setattr(xgrammar_matcher, "_filler", functools.cache(xgrammar_matcher._Filler))
+    monkeypatch.setattr(xgrammar_matcher.os, "sched_getaffinity", lambda _: set(range(8)))
     pool = MaskPool(empty_masks(16, toy.vocabulary().vocab_size))
     seats = [11, 2, 7, 0, 5]
     guides = guides_in(pool, seats, stops)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.matcher import I32, empty_mask
+from services.gpu_worker.grammar.rules import read_rules
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 
@@ -53,16 +54,23 @@ def compiler() -> xgrammar.GrammarCompiler:
     return xgrammar.GrammarCompiler(vocabulary().info((END,)), max_threads=1)
 
 
+def known(grammar: xgrammar.CompiledGrammar) -> XGrammarCompiled:
+    """As a worker has a grammar that was used before."""
+    compiled = XGrammarCompiled(grammar, vocabulary(), read_rules(grammar.grammar.serialize_json().encode()))
+    compiled.matcher(())
+    return compiled
+
+
 def regex(pattern: str) -> XGrammarCompiled:
-    return XGrammarCompiled(compiler().compile_regex(pattern), vocabulary())
+    return known(compiler().compile_regex(pattern))
 
 
 def ebnf(source: str) -> XGrammarCompiled:
-    return XGrammarCompiled(compiler().compile_grammar(source), vocabulary())
+    return known(compiler().compile_grammar(source))
 
 
 def json_schema(schema: dict[str, object]) -> XGrammarCompiled:
-    return XGrammarCompiled(compiler().compile_json_schema(schema, any_whitespace=False), vocabulary())
+    return known(compiler().compile_json_schema(schema, any_whitespace=False))
 
 
 def a_guide(
