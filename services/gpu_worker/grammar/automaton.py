@@ -25,6 +25,10 @@ STACK_BYTES = 250
 
 _ACCEPT = 0
 """The stack of a text that is whole."""
+_BOUND = -1
+"""In place of a place: above here is a rule with a bound. `inner` is how many characters it may have more."""
+_CONTINUATION = range(0x80, 0xC0)
+"""Bytes that begin no character."""
 
 
 class TooManyStates(Exception):
@@ -61,6 +65,7 @@ class Automaton:
         """Raises TooManyStates."""
         self._rules = rules
         self._stacks: list[tuple[int, int, int]] = [(-1, 0, _ACCEPT)]
+        self._is_counted = [False]
         self._stack_numbers: dict[tuple[int, int, int], int] = {}
         self._states: dict[frozenset[int], State] = {}
         self._masks: dict[bytes, I32] = {}
@@ -102,6 +107,9 @@ class Automaton:
         self._num_looked_at = 0
         stacks: set[int] = set()
         low, high = 0, 255
+        begins = byte not in _CONTINUATION
+        if any(map(self._is_counted.__getitem__, state.stacks)):
+            low, high = next(span for span in ((0, 0x7F), (0x80, 0xBF), (0xC0, 0xFF)) if span[0] <= byte <= span[1])
         for number in state.stacks:
             if number == _ACCEPT:
                 continue
@@ -111,6 +119,11 @@ class Automaton:
                 edges = ((inner, inner, DONE),)
             else:
                 edges = self._rules.characters.edges[inner]  # type: ignore[assignment]
+            if begins and self._is_counted[parent]:
+                counted = self._counted(parent)
+                if counted is None:
+                    continue
+                parent = counted
             for first, last, after in edges:
                 if byte < first:
                     high = min(high, first - 1)
@@ -140,7 +153,8 @@ class Automaton:
             if self._num_looked_at > MAX_LOOKED_AT:
                 raise self._too_many()
             place, count, parent = one
-            op, arg = rules.ops[place], rules.args[place]
+            op = rules.ops[place] if place != _BOUND else Op.END
+            arg = rules.args[place]
             if op is Op.END:
                 if parent == _ACCEPT:
                     stacks.add(_ACCEPT)
@@ -148,18 +162,35 @@ class Automaton:
                     todo.append(self._stacks[parent])
             elif op is Op.CALL:
                 after = parent if rules.ops[place + 1] is Op.END else self._stack(place + 1, 0, parent)
-                todo.extend((start, 0, after) for start in rules.starts[arg])
+                self._call(arg, after, todo)
             elif op is Op.REPEAT:
                 rule, least, most = arg
                 if count >= least:
                     todo.append((place + 1, 0, parent))
                 if most < 0 or count < most:
                     after = self._stack(place, count + 1 if most >= 0 else min(count + 1, least), parent)
-                    todo.extend((start, 0, after) for start in rules.starts[rule])
+                    self._call(rule, after, todo)
             else:
                 stacks.add(self._stack(place, arg, parent))
                 if op is Op.STAR:
                     todo.append((place + 1, 0, parent))
+
+    def _call(self, rule: int, parent: int, todo: list[tuple[int, int, int]]) -> None:
+        if self._rules.max_chars[rule] >= 0:
+            parent = self._stack(_BOUND, self._rules.max_chars[rule], parent)
+        todo.extend((start, 0, parent) for start in self._rules.starts[rule])
+
+    def _counted(self, number: int) -> int | None:
+        """The stack with one character more in all of its rules with bounds. None if one of them may have no more."""
+        place, inner, parent = self._stacks[number]
+        if self._is_counted[parent]:
+            counted = self._counted(parent)
+            if counted is None:
+                return None
+            parent = counted
+        if place != _BOUND:
+            return self._stack(place, inner, parent)
+        return self._stack(place, inner - 1, parent) if inner else None
 
     def _stack(self, place: int, inner: int, parent: int) -> int:
         """inner: how far into the element: of a repeat the count, of characters their state, of a byte itself."""
@@ -170,6 +201,7 @@ class Automaton:
             if number > MAX_STACKS:
                 raise self._too_many()
             self._stacks.append(key)
+            self._is_counted.append(place == _BOUND or self._is_counted[parent])
         return number
 
     def _state(self, stacks: set[int]) -> State:

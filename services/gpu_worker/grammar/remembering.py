@@ -3,7 +3,8 @@
 Behind it is a grammar engine's matcher, which is asked where nobody was before, and is told of the tokens only then.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,39 +13,81 @@ from services.gpu_worker.grammar.matcher import I32
 from services.gpu_worker.grammar.vocabulary import Vocabulary
 from services.gpu_worker.grammar.xgrammar_matcher import XGrammarMatcher
 
+log = logging.getLogger(__name__)
+
 
 class RememberingMatcher:
-    """state: None once the automaton cannot follow; from then on the other matcher does all the work."""
+    """state: None before there is an automaton, and once it cannot follow; the other matcher then does all the work."""
 
     def __init__(
-        self, matcher: XGrammarMatcher, automaton: Automaton, vocabulary: Vocabulary, stop_token_ids: frozenset[int]
+        self,
+        matcher: XGrammarMatcher,
+        find_automaton: Callable[[], Automaton | None],
+        vocabulary: Vocabulary,
+        stop_token_ids: frozenset[int],
     ) -> None:
+        """find_automaton: None if it is not there yet, TooManyStates if there will be none."""
         self._matcher = matcher
-        self._automaton = automaton
+        self._find_automaton: Callable[[], Automaton | None] | None = find_automaton
+        self._automaton: Automaton | None = None
         self._vocabulary = vocabulary
         self._stop_token_ids = stop_token_ids
-        self._states = [automaton.start]
+        self._states: list[State] = []
+        self._before: list[int] = []
         self._untold: list[int] = []
-        self.state: State | None = automaton.start
+        self.state: State | None = None
+        self._find()
+
+    def _find(self) -> None:
+        """Goes over to the automaton, if it is there, by the tokens so far."""
+        assert self._find_automaton is not None
+        try:
+            automaton = self._find_automaton()
+            if automaton is None:
+                return
+            state: State | None = automaton.start
+            states = [automaton.start]
+            for token_id in self._before:
+                state = self._walk(automaton, states[-1], token_id)
+                if state is None:
+                    break
+                states.append(state)
+        except TooManyStates:
+            state = None
+        self._find_automaton = None
+        self._before.clear()
+        if state is not None:
+            self._automaton, self._states, self.state = automaton, states, state
+
+    def _walk(self, automaton: Automaton, state: State, token_id: int) -> State | None:
+        text = self._vocabulary.token_bytes[token_id]
+        return automaton.walk(state, text) if text and token_id not in self._stop_token_ids else None
 
     def accept(self, token_id: int) -> bool:
+        if self._find_automaton is not None:
+            self._find()
         state = self.state
         if state is not None:
-            text = self._vocabulary.token_bytes[token_id]
-            if text and token_id not in self._stop_token_ids:
-                try:
-                    state = self._automaton.walk(state, text)
-                except TooManyStates:
-                    state = None
-                if state is not None:
-                    self.state = state
-                    self._states.append(state)
-                    self._untold.append(token_id)
-                    return True
-            self._tell()
+            assert self._automaton is not None
+            try:
+                state = self._walk(self._automaton, state, token_id)
+            except TooManyStates:
+                state = None
+            if state is not None:
+                self.state = state
+                self._states.append(state)
+                self._untold.append(token_id)
+                return True
+            try:
+                self._tell()
+            except RuntimeError:
+                log.exception("the answer cannot go on")
+                return False
         is_accepted = self._matcher.accept(token_id)
         if is_accepted:
             self.state = None
+            if self._find_automaton is not None:
+                self._before.append(token_id)
         return is_accepted
 
     def rollback(self, num_tokens: int) -> None:
@@ -56,6 +99,8 @@ class RememberingMatcher:
         if self.state is not None and num_tokens:
             del self._states[-num_tokens:]
             self.state = self._states[-1]
+        elif num_tokens:
+            del self._before[-num_tokens:]
 
     def fill(self, mask: I32) -> None:
         state = self.state
@@ -88,6 +133,7 @@ class RememberingMatcher:
 
     def _remember(self, states: Sequence[State], masks: I32) -> None:
         decided = self._vocabulary.are_decided(masks, np.arange(len(masks)))
+        assert self._automaton is not None
         for state, mask, is_decided in zip(states, masks, decided.tolist(), strict=True):
             self._automaton.remember_mask(state, mask, is_decided=is_decided)
 

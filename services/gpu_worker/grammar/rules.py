@@ -48,6 +48,8 @@ class _Serialized(msgspec.Struct):
 
 _PLAIN_RULE = [-1, -1, "", False, None]
 """What follows name, expression, lookahead (what comes after the rule anyway) and its kind, if that is all there is."""
+_MAX_CHARS = 1
+"""Where in this a rule's bound is, if it has one."""
 _decoder = msgspec.json.Decoder(_Serialized)
 
 DONE = -1
@@ -98,11 +100,13 @@ class Characters:
 
 @dataclass(slots=True)
 class Rules:
-    """starts: the places at which a rule's alternatives begin. ops and args, by place: the byte, the state of
-    `characters`, the rule, or (rule, least, most or -1)."""
+    """starts: the places at which a rule's alternatives begin. max_chars: how many characters its texts have at most,
+    -1 where they may have any number. ops and args, by place: the byte, the state of `characters`, the rule, or
+    (rule, least, most or -1)."""
 
     root: int
     starts: list[list[int]] = field(default_factory=list)
+    max_chars: list[int] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     args: list[Any] = field(default_factory=list)
     characters: Characters = field(default_factory=Characters)
@@ -118,6 +122,8 @@ def read_rules(serialized: bytes) -> Rules | None:
     rules = Rules(grammar.root_rule_id)
     reader = _Reader(grammar, rules)
     for _, expression, _, _, *others in grammar.rules:
+        rules.max_chars.append(others[_MAX_CHARS])
+        others[_MAX_CHARS] = -1
         if others != _PLAIN_RULE or not reader.read_rule(expression):
             return None
     return rules

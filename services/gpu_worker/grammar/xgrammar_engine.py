@@ -1,7 +1,9 @@
 """xgrammar as a grammar engine."""
 
+import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import xgrammar
@@ -52,11 +54,10 @@ def load(record: CompiledGrammar, vocabulary: Vocabulary) -> "XGrammarCompiled":
         else:
             info = vocabulary.info(stop_token_ids)
             grammar = xgrammar.CompiledGrammar.deserialize_json(record.serialized.decode(), info)
-        rules = _rules(record.source)
     except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:  # xgrammar's errors are RuntimeErrors
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise InternalError(f"the compiled grammar of this request cannot be used: {reason}") from None
-    return XGrammarCompiled(grammar, vocabulary, rules)
+    return XGrammarCompiled(grammar, vocabulary, functools.partial(_rules, record.source))
 
 
 def _rules(source: str) -> Rules | None:
@@ -65,14 +66,25 @@ def _rules(source: str) -> Rules | None:
     return read_rules(read_source(source).serialize_json().encode())
 
 
-class XGrammarCompiled:
-    """A grammar as xgrammar compiled it. `grammar` and `vocabulary` are of the same tokenizer, `rules` are the
-    grammar's; None to remember nothing of it."""
+def _no_rules() -> None:
+    return None
 
-    def __init__(self, grammar: xgrammar.CompiledGrammar, vocabulary: Vocabulary, rules: Rules | None = None) -> None:
+
+class XGrammarCompiled:
+    """A grammar as xgrammar compiled it. `grammar` and `vocabulary` are of the same tokenizer. reading: of its rules;
+    None before it is used a second time. Many grammars come once."""
+
+    def __init__(
+        self,
+        grammar: xgrammar.CompiledGrammar,
+        vocabulary: Vocabulary,
+        read: Callable[[], Rules | None] = _no_rules,
+    ) -> None:
+        """read: gives the grammar's rules, None to remember nothing of it; called on another thread."""
         self._grammar = grammar
         self._vocabulary = vocabulary
-        self._rules = rules
+        self._read = read
+        self.reading: Future[Rules | None] | None = None
         self._own_stops: Sequence[int] = grammar.tokenizer_info.stop_token_ids
         self._grammar_bytes: int = grammar.memory_size_bytes
         self._automata: OrderedDict[frozenset[int], Automaton] = OrderedDict()
@@ -83,15 +95,16 @@ class XGrammarCompiled:
         return self._grammar_bytes + sum(one.num_bytes for one in list(self._automata.values()))
 
     def matcher(self, stop_token_ids: Sequence[int]) -> Matcher:
-        matcher = self._matcher(stop_token_ids)
-        was_known, self._is_known = self._is_known, True
-        # A grammar that one request brings and no other is not worth it.
-        automaton = self._automaton(frozenset(stop_token_ids)) if was_known else None
-        if automaton is None:
-            return matcher
-        return RememberingMatcher(matcher, automaton, self._vocabulary, frozenset(stop_token_ids))
+        if not self._is_known:
+            self._is_known = True
+            return self.plain_matcher(stop_token_ids)
+        if self.reading is None:
+            self.reading = _reader().submit(self._read)
+        stops = frozenset(stop_token_ids)
+        matcher = self.plain_matcher(stop_token_ids)
+        return RememberingMatcher(matcher, functools.partial(self._automaton, stops), self._vocabulary, stops)
 
-    def _matcher(self, stop_token_ids: Sequence[int]) -> XGrammarMatcher:
+    def plain_matcher(self, stop_token_ids: Sequence[int]) -> XGrammarMatcher:
         vocab_size = self._vocabulary.vocab_size
         if stop_token_ids:
             handle = xgrammar.GrammarMatcher(self._grammar, override_stop_tokens=list(stop_token_ids))
@@ -100,19 +113,24 @@ class XGrammarCompiled:
         return XGrammarMatcher(xgrammar.GrammarMatcher(self._grammar), vocab_size, barred=self._own_stops)
 
     def _automaton(self, stop_token_ids: frozenset[int]) -> Automaton | None:
-        """What is remembered for these stop ids."""
-        if self._rules is None:
+        """What is remembered for these stop ids. None: not known yet. Raises TooManyStates if there is nothing."""
+        assert self.reading is not None
+        if not self.reading.done():
             return None
         automaton = self._automata.get(stop_token_ids)
         if automaton is None:
-            try:
-                automaton = Automaton(self._rules)
-            except TooManyStates:
-                self._rules = None
-                return None
+            rules = self.reading.result()
+            if rules is None:
+                raise TooManyStates
+            automaton = Automaton(rules)
             self._automata[stop_token_ids] = automaton
             if len(self._automata) > MAX_AUTOMATA:
                 self._automata.popitem(last=False)
         else:
             self._automata.move_to_end(stop_token_ids)
         return automaton
+
+
+@functools.cache
+def _reader() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "rules")

@@ -1,6 +1,7 @@
 """What is remembered of a grammar: the same as its matcher says, and only so much of it."""
 
 import random
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ GRAMMARS = {
     "repeats": toy.ebnf('root ::= ("ab" | "a"){2,5} x{0,2} ("," x){1,}\nx ::= [0-9]* "e"?'),
     "ambiguous": toy.ebnf('root ::= (x | y)* "!"\nx ::= "a" | "aa"\ny ::= "a" y | "b"'),
     "empty repeats": toy.ebnf('root ::= (x*)* "z"\nx ::= "" | "q" x?'),
+    "bounds": toy.ebnf('root ::= "<" x ">" x\nx[max_chars=5] ::= [a-cé-ü]* y?\ny[max_chars=3] ::= [d-f0-9]*'),
     "nested": toy.ebnf('root ::= "(" root ")" | [^()]{1,3} | "[" root "," root "]"'),
 }
 
@@ -60,7 +62,7 @@ def remembering(compiled: XGrammarCompiled, stops: Sequence[int] = (END,)) -> Re
 
 
 def plain(compiled: XGrammarCompiled, stops: Sequence[int] = (END,)) -> XGrammarMatcher:
-    return compiled._matcher(stops)
+    return compiled.plain_matcher(stops)
 
 
 def mask_of(matcher: Matcher) -> I32:
@@ -106,6 +108,18 @@ def test_it_says_what_the_matcher_says(name: str, stops: tuple[int, ...]) -> Non
                 one.rollback(back)
                 other.rollback(back)
     assert num_remembered > 50
+
+
+def test_a_bound_within_which_a_rule_cannot_end_is_left_to_the_matcher() -> None:
+    """xgrammar lets it go on until it can."""
+    compiled = toy.ebnf('root ::= "<" x ">"\nx[max_chars=3] ::= ([a-c] | "(" [a-c] ")")*')
+    for text, is_followed in (("<ab", True), ("<a(b", True), ("<ab(b)", False), ("<abc>", True)):
+        one, other = remembering(compiled), plain(compiled)
+        for token in (toy.encode(character)[0] for character in text):
+            assert one.accept(token)
+            assert other.accept(token)
+            assert (mask_of(one) == mask_of(other)).all()
+        assert (one.state is not None) == is_followed, text
 
 
 def test_a_stop_id_ends_it() -> None:
@@ -227,8 +241,11 @@ def test_left_recursion_is_left_to_the_matcher(source: str) -> None:
     assert rules is not None
     with pytest.raises(TooManyStates):
         Automaton(rules)
-    compiled = toy.ebnf(source)
-    assert all(isinstance(compiled.matcher((END,)), XGrammarMatcher) for _ in range(3))
+    one, other = remembering(toy.ebnf(source)), plain(toy.ebnf(source))
+    for character in "bab":
+        assert (mask_of(one) == mask_of(other)).all()
+        assert one.accept(toy.encode(character)[0]) == other.accept(toy.encode(character)[0])
+    assert one.state is None
 
 
 def test_a_grammar_that_is_ambiguous_without_end_is_left_to_the_matcher() -> None:
@@ -246,12 +263,37 @@ def test_a_grammar_that_is_ambiguous_without_end_is_left_to_the_matcher() -> Non
 
 
 def test_the_first_that_brings_a_grammar_has_nothing_remembered() -> None:
-    grammar = toy.compiler().compile_regex("abc")
-    compiled = XGrammarCompiled(grammar, toy.vocabulary(), read_rules(grammar.grammar.serialize_json().encode()))
+    """The second waits for nothing: it goes over to the automaton when the rules are read."""
+    grammar = toy.compiler().compile_regex("(ab)*c")
+    go_on = threading.Event()
+
+    def read() -> Rules | None:
+        assert go_on.wait(10)
+        return read_rules(grammar.grammar.serialize_json().encode())
+
+    compiled = XGrammarCompiled(grammar, toy.vocabulary(), read)
+    [a, b, c] = [toy.encode(text)[0] for text in "abc"]
     assert isinstance(compiled.matcher((END,)), XGrammarMatcher)
-    one, two = remembering(compiled), remembering(compiled)
-    assert one.state is two.state
-    assert remembering(compiled, (END, toy.TURN)).state is not one.state  # another mask at the end
+    assert compiled.reading is None
+    one, other = remembering(compiled), plain(compiled)
+    for token in (a, b, a):
+        assert one.accept(token) and other.accept(token)
+        assert one.state is None
+        assert (mask_of(one) == mask_of(other)).all()
+    one.rollback(1)
+    other.rollback(1)
+    go_on.set()
+    assert compiled.reading is not None
+    compiled.reading.result()
+    assert one.accept(a) and other.accept(a)
+    assert one.state is not None
+    assert (mask_of(one) == mask_of(other)).all()
+    assert one.accept(b)
+    one.rollback(4)
+    assert one.state is remembering(compiled).state
+    assert one.accept(c)
+    assert one.can_end()
+    assert remembering(compiled, (END, toy.TURN)).state is not remembering(compiled).state  # another mask at the end
 
 
 def test_what_rules_cannot_say_has_no_automaton() -> None:

@@ -56,8 +56,11 @@ def compiler() -> xgrammar.GrammarCompiler:
 
 def known(grammar: xgrammar.CompiledGrammar) -> XGrammarCompiled:
     """As a worker has a grammar that was used before."""
-    compiled = XGrammarCompiled(grammar, vocabulary(), read_rules(grammar.grammar.serialize_json().encode()))
-    compiled.matcher(())
+    compiled = XGrammarCompiled(grammar, vocabulary(), lambda: read_rules(grammar.grammar.serialize_json().encode()))
+    for _ in range(2):
+        compiled.matcher(())
+    assert compiled.reading is not None
+    compiled.reading.result()
     return compiled
 
 
