@@ -11,10 +11,10 @@ from services.gpu_worker.grammar.matcher import I32
 from services.gpu_worker.grammar.rules import DONE, Op, Rules
 
 MAX_STATES = 8192
-MAX_WAYS = 256
+MAX_WAYS = 128
 """Ways to read a text at a time. Ambiguous grammars have more, and left recursion endlessly many."""
-MAX_LOOKED_AT = 2048
-"""Places that are looked at for where a byte leads: a millisecond or two."""
+MAX_LOOKED_AT = 512
+"""Places that are looked at for where a byte leads: half a millisecond. Schemas in use need 50."""
 MAX_STACKS = 65536
 MAX_MASK_BYTES = 16 * 2**20
 MAX_RUNS = 64
