@@ -1,6 +1,7 @@
 """xgrammar as a grammar engine."""
 
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,8 @@ from services.gpu_worker.grammar.vocabulary import Vocabulary
 from services.gpu_worker.grammar.xgrammar_matcher import XGrammarMatcher
 from shared.errors import InternalError
 from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar, compile_source, read_source
+
+log = logging.getLogger(__name__)
 
 MAX_SOURCE_BYTES = 65536
 """Of a grammar longer than this nothing is remembered: reading its rules would take too long."""
@@ -70,6 +73,15 @@ def _no_rules() -> None:
     return None
 
 
+def _read_or_none(read: Callable[[], Rules | None]) -> Rules | None:
+    """Nobody waits for it who could be told of an error."""
+    try:
+        return read()
+    except Exception:
+        log.exception("the rules of a grammar cannot be read; nothing is remembered of it")
+        return None
+
+
 class XGrammarCompiled:
     """A grammar as xgrammar compiled it. `grammar` and `vocabulary` are of the same tokenizer. reading: of its rules;
     None before it is used a second time. Many grammars come once."""
@@ -99,7 +111,7 @@ class XGrammarCompiled:
             self._is_known = True
             return self.plain_matcher(stop_token_ids)
         if self.reading is None:
-            self.reading = _reader().submit(self._read)
+            self.reading = _reader().submit(_read_or_none, self._read)
         stops = frozenset(stop_token_ids)
         matcher = self.plain_matcher(stop_token_ids)
         return RememberingMatcher(matcher, functools.partial(self._automaton, stops), self._vocabulary, stops)

@@ -303,6 +303,20 @@ def test_what_rules_cannot_say_has_no_automaton() -> None:
     assert read_rules(b"{}") is None
 
 
+def test_rules_that_cannot_be_read_leave_the_matcher_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    def read() -> Rules | None:
+        raise RuntimeError("no such grammar")
+
+    compiled = XGrammarCompiled(toy.compiler().compile_regex("ab"), toy.vocabulary(), read)
+    for _ in range(3):
+        one = compiled.matcher((END,))
+        assert one.accept(toy.encode("a")[0])
+        assert one.state is None
+        if compiled.reading is not None:
+            compiled.reading.result()
+    assert caplog.text.count("cannot be read") == 1
+
+
 @pytest.mark.parametrize(
     ("characters", "inside", "outside"),
     [
