@@ -19,10 +19,13 @@ from shared.messages import FinishReason
 
 WATCHED_S = 0.005
 """When taking a step's tokens has cost so much, those of the next step are taken one by one."""
+WATCHED_FILL_S = 0.05
+"""When the masks of a step have cost so much, those of the next step are filled one by one."""
 MAX_TOKEN_S = 0.02
 MAX_LOOK_S = 0.25
-"""What a sequence may cost the engine's thread, which all others wait for, for one token and for looking ahead. Where
-there are very many ways to read the same text (repeats in repeats), every token costs more than the one before."""
+"""What a sequence may cost the engine's thread, which all others wait for, for one token, for its mask, and for looking
+ahead. Where there are very many ways to read the same text (repeats in repeats, or one after another of the same
+characters), every token costs more than the one before."""
 MAX_REPLAY_S = 2.0
 """What replaying the output of a sequence that is taken over may cost, for the same reason."""
 MAX_RUN = 128
@@ -44,7 +47,7 @@ class Constraints:
         self._forces_runs = forces_runs
         self._waiting: dict[int, Sequence] = {}
         self._masks: MaskPool | None = None
-        self._is_watched = False
+        self._is_watched = self._is_fill_watched = False
 
     def clear(self) -> None:
         self._waiting.clear()
@@ -103,7 +106,8 @@ class Constraints:
         if not there:
             return results
         self.fill(there)
-        for sequence in self._decided(there):
+        results += [(sequence, _too_costly()) for sequence in there if _fills_slowly(sequence)]
+        for sequence in self._decided([sequence for sequence in there if not _fills_slowly(sequence)]):
             try:
                 assert sequence.guide is not None
                 run = self._look_ahead(sequence, sequence.guide)
@@ -173,7 +177,16 @@ class Constraints:
     def fill(self, sequences: Many[Sequence]) -> None:
         """As `start`, and they are filled on return."""
         assert self._masks is not None
-        self._masks.fill(_guides(sequences))
+        guides = [(seat, guide) for seat, guide in _guides(sequences) if not guide.is_filled]
+        if not guides:
+            return
+        started = time.perf_counter()
+        if self._is_fill_watched:
+            for _, guide in guides:
+                _fill_watched(guide)
+        else:
+            self._masks.fill(guides)
+        self._is_fill_watched = time.perf_counter() - started > WATCHED_FILL_S
 
     def masks(self, rows: list[int], sequences: Many[Sequence]) -> Masks:
         """The filled masks for these rows of a step's logits."""
@@ -191,6 +204,17 @@ def _take_watched(guide: Guide, token_id: int) -> RequestError | None:
     if was_slow and guide.is_slow:  # once may be a garbage collection
         return _too_costly()
     return None if is_accepted else _not_allowed(token_id)
+
+
+def _fill_watched(guide: Guide) -> None:
+    started = time.thread_time()
+    guide.fill()
+    is_slow = time.thread_time() - started > MAX_TOKEN_S
+    guide.num_slow_masks = guide.num_slow_masks + 1 if is_slow else 0
+
+
+def _fills_slowly(sequence: Sequence) -> bool:
+    return sequence.guide is not None and sequence.guide.num_slow_masks > 1
 
 
 def _not_allowed(token_id: int) -> RequestError:

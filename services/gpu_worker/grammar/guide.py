@@ -17,8 +17,8 @@ class Guide:
     that allows nothing.
 
     vocabulary: None turns forced runs off. mask: its row, int32 [mask_width(V)]; is_filled: whether it is for the next
-    token. is_slow: whether the last token that was timed took the matcher too long. imposed: the only token that the
-    step under way can sample; it counts as accepted already."""
+    token. is_slow: whether the last token that was timed took the matcher too long; num_slow_masks: how many masks in a
+    row did. imposed: the only token that the step under way can sample; it counts as accepted already."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Guide:
         self.mask = mask
         self.is_filled = False
         self.is_slow = False
+        self.num_slow_masks = 0
         self.imposed: int | None = None
         self._stops = _stops(tuple(stop_token_ids), vocab_size)
         self._vocabulary = vocabulary

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.tokenizer.grammar.charset import ANY, Chars, of, union
+from services.tokenizer.grammar.charset import ANY, Chars, intersection, of, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,45 @@ def lengths(pattern: Pattern) -> tuple[int, int | None]:
         case Repeat(part, least, most):
             low, high = lengths(part)
             return low * least, None if most is None or high is None else high * most
+
+
+def firsts(pattern: Pattern) -> Chars:
+    """Characters with which a match can begin; all of them for a condition on a place."""
+    match pattern:
+        case One(chars):
+            return chars
+        case Look():
+            return ANY
+        case Alt(parts):
+            return union(pair for part in parts for pair in firsts(part))
+        case Repeat(part):
+            return firsts(part)
+        case Seq(parts):
+            found: list[tuple[int, int]] = []
+            for part in parts:
+                found += firsts(part)
+                if lengths(part)[0]:
+                    break
+            return union(found)
+
+
+def has_clear_ends(pattern: Pattern) -> bool:
+    """Whether the next character tells, where a repeat may be over, if it is. Where it does not, each number of repeats
+    is another way to read the text."""
+    match pattern:
+        case One() | Look():
+            return True
+        case Alt(parts):
+            return all(map(has_clear_ends, parts))
+        case Repeat(part):
+            return has_clear_ends(part)
+        case Seq(parts):
+            return all(map(has_clear_ends, parts)) and not any(
+                isinstance(part, Repeat)
+                and part.least != part.most
+                and intersection(firsts(part), firsts(Seq(parts[place + 1 :])))
+                for place, part in enumerate(parts)
+            )
 
 
 FEW = 4

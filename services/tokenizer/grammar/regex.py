@@ -388,8 +388,23 @@ def _anchored(pattern: Pattern, *, is_open: bool) -> Pattern:
     around = ANYTHING if is_open else EMPTY
     ways = _unanchored(pattern) if has_look(pattern) else [(False, pattern, False)]
     if ways is None:
-        return seq([around, pattern, around])
+        ways = [(False, pattern, False)]
+    if is_open:
+        ways = [(begins, _least(inner, before=not begins, behind=not ends), ends) for begins, inner, ends in ways]
     return alt(seq([EMPTY if begins else around, inner, EMPTY if ends else around]) for begins, inner, ends in ways)
+
+
+def _least(pattern: Pattern, *, before: bool, behind: bool) -> Pattern:
+    """As much of the pattern as is to be found in a text where anything may stand before or behind: repeats at these
+    ends need no more than their least number."""
+    parts: list[Pattern] = list(pattern.parts) if isinstance(pattern, Seq) else [pattern]
+    for place, is_open in ((0, before), (-1, behind)):
+        while is_open and parts and isinstance(end := parts[place], Repeat):
+            parts[place] = repeat(end.part, end.least, end.least)
+            if parts[place] != EMPTY:
+                break
+            del parts[place]
+    return seq(parts)
 
 
 def _unanchored(pattern: Pattern) -> list[tuple[bool, Pattern, bool]] | None:

@@ -235,7 +235,13 @@ def one_of(chars: Chars, *, is_json: bool) -> str:
         return _char_class(chars)
     plain = charset.intersection(chars, JSON_PLAIN)
     parts = [_char_class(plain)] if plain else []
-    parts += [literal(escape) for char, escape in ESCAPES.items() if charset.contains(chars, char)]
+    escapes = [escape for char, escape in ESCAPES.items() if charset.contains(chars, char)]
+    if len(escapes) == 1:
+        parts.append(literal(escapes[0]))
+    elif escapes:  # as one: a choice of many is a rule of its own to xgrammar, which makes every next mask slower
+        letters = "".join(escape[1] for escape in escapes).replace("\\", "\\\\")
+        chosen = rf'"\\" [{letters}]'
+        parts.append(chosen if parts else f"({chosen})")
     if not parts:
         points = [point for low, high in charset.intersection(chars, _CONTROL) for point in range(low, high + 1)]
         parts = [literal(f"\\u{point:04x}") for point in points]

@@ -498,6 +498,26 @@ def test_a_constraint_that_takes_too_long_to_follow_ends_alone(monkeypatch: pyte
     assert len(rig.tokens[3]) == 40 or rig.ended[3].stop_token_id == END
 
 
+def test_a_constraint_whose_masks_take_too_long_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five repeats of the same characters: the ways to read a text are a power of its length."""
+    monkeypatch.setattr(constraints, "WATCHED_FILL_S", 0.001)
+    monkeypatch.setattr(constraints, "MAX_TOKEN_S", 0.001)
+    rig = Rig()
+    loops = " ".join("x{0,40}" for _ in range(5)) + " x{60}"
+    rig.shelf.here["loops"] = toy.ebnf(f'root ::= {loops} "!"\nx ::= [a-z] | "\\\\" [a-z]')
+    rig.plan(
+        an_admit(1, "loops", stop=(), max_tokens=120),
+        an_admit(2, "person"),
+        an_admit(3, "", max_tokens=40),
+    )
+    rig.run(1, 2, 3)
+    error = rig.ended[1].error
+    assert error is not None
+    assert error.code == "constraint_too_costly"
+    jsonschema.validate(json.loads(rig.text(2)), PERSON)
+    assert len(rig.tokens[3]) == 40 or rig.ended[3].stop_token_id == END
+
+
 def test_outputs_that_take_too_long_to_replay_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraints, "MAX_REPLAY_S", -1.0)
     rig = Rig()

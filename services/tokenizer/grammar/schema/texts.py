@@ -5,7 +5,7 @@ from functools import reduce
 
 from services.tokenizer.grammar import charset
 from services.tokenizer.grammar.automaton import automaton
-from services.tokenizer.grammar.dfa import Dfa, intersected, shortest, subtracted
+from services.tokenizer.grammar.dfa import DEAD, Dfa, intersected, shortest, subtracted
 from services.tokenizer.grammar.errors import Unenforceable
 from services.tokenizer.grammar.limits import MAX_REPEAT
 from services.tokenizer.grammar.pattern import (
@@ -14,6 +14,7 @@ from services.tokenizer.grammar.pattern import (
     One,
     Pattern,
     alt,
+    has_clear_ends,
     lengthened,
     lengths,
     literal,
@@ -36,6 +37,12 @@ from services.tokenizer.grammar.schema.formats import FORMATS
 QUOTE = '"\\""'
 MAX_EXACT_LENGTH = 16
 """Longest bound that is counted by states beside a pattern; above, the parts of the pattern get fixed shares of it."""
+
+MAX_COUNTED = 512
+"""States times characters that are counted by states all the same where fixed shares could be read in many ways."""
+
+MAX_EARLY = 256
+"""As much of a longer text, up to the place of what must be in it."""
 
 MAX_PRODUCT = 1000
 """States times characters of a text with patterns and a longest length; where there are more, texts are shorter."""
@@ -90,7 +97,8 @@ class Texts:
             if len(known) == 1 and (pattern := known[0]) is not None and pattern != NOTHING:
                 if _is_within(pattern, asked.least, most):
                     return f"{QUOTE} {text_expression(pattern, self._rules, is_json=True, end=QUOTE)}"
-                fitting = shrunk(pattern, most) if most is not None and most > MAX_EXACT_LENGTH else NOTHING
+                has_shares = most is not None and most > MAX_EXACT_LENGTH and not _is_counted(pattern, most)
+                fitting = shrunk(pattern, most) if most is not None and has_shares else NOTHING
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
                     return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
         content = self._within(self._automaton(asked, excluded, asked.formats), most)
@@ -112,7 +120,8 @@ class Texts:
     def _of_patterns(self, patterns: list[Pattern], asked: Text, excluded: list[str], most: int | None) -> str | None:
         if len(patterns) == 1 and is_simple(patterns[0]) and not excluded and not asked.excluded_patterns:
             fitting = lengthened(patterns[0], asked.least)
-            fitting = fitting if most is None else shrunk(fitting, most)
+            if most is not None:
+                fitting = NOTHING if _is_counted(fitting, most) else shrunk(fitting, most)
             if fitting != NOTHING and _is_within(fitting, asked.least, most):
                 return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
         dfa = reduce(intersected, map(automaton, patterns))
@@ -178,8 +187,23 @@ class Texts:
         if most and _may_end_anywhere(dfa) and most * len(dfa.rows) > MAX_COUNTING_RULES:
             content = self._rules.add(automaton_rule(dfa, self._rules, is_json=True), max_chars=most)
             return f"{QUOTE} {content} {QUOTE}"
+        if most and most * len(dfa.rows) > MAX_COUNTED and _is_search(dfa):
+            early = self._found_early(dfa, most)
+            if early is not None:
+                return early
         dfa = _bounded(dfa, most)
         return None if dfa.is_empty else self.key(dfa)
+
+    def _found_early(self, dfa: Dfa, most: int) -> str | None:
+        """For a long text that must have something in it: states count the characters up to there, a budget the rest.
+        None: there is none in which it can be found so early."""
+        early = min(most // 2, MAX_EARLY // len(dfa.rows))
+        rows = [[DEAD] * len(row) if dfa.accepts[state] else row for state, row in enumerate(dfa.rows)]
+        up_to_there = intersected(Dfa(dfa.alphabet, rows, dfa.accepts), automaton(repeat(One(charset.ANY), 0, early)))
+        if up_to_there.is_empty:
+            return None
+        rest = self._rules.run(_COUNTED, 0, most - early, QUOTE)
+        return f"{QUOTE} {automaton_rule(up_to_there, self._rules, is_json=True, end=rest)}"
 
 
 def _bounded(dfa: Dfa, most: int | None) -> Dfa:
@@ -192,9 +216,27 @@ def _bounded(dfa: Dfa, most: int | None) -> Dfa:
     return intersected(dfa, automaton(repeat(One(charset.ANY), 0, most)))
 
 
+def _is_counted(pattern: Pattern, most: int) -> bool:
+    """Whether states are to count the characters of a text because fixed shares could be read in many ways, each of
+    which makes every mask slower."""
+    if has_clear_ends(pattern):
+        return False
+    try:
+        dfa = automaton(pattern)
+    except Unenforceable:
+        return False
+    return most * len(dfa.rows) <= MAX_COUNTED or _is_search(dfa)
+
+
+def _is_search(dfa: Dfa) -> bool:
+    """Whether anything may follow once there is a match."""
+    [ends, *more] = [state for state, accepts in enumerate(dfa.accepts) if accepts] or [0]
+    return not more and ends != 0 and dfa.edges(ends) == {ends: charset.ANY}
+
+
 def _may_end_anywhere(dfa: Dfa) -> bool:
     """Whether a match can end after any of its characters: then a budget of characters never has to be exceeded."""
-    return all(dfa.accepts[1:])
+    return all(dfa.accepts[target] for state in range(len(dfa.rows)) for target in dfa.edges(state))
 
 
 def _is_within(pattern: Pattern, least: int, most: int | None) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from services.tokenizer.grammar.automaton import automaton
 from services.tokenizer.grammar.dfa import intersected, shortest, subtracted, values
 from services.tokenizer.grammar.errors import Unenforceable
-from services.tokenizer.grammar.pattern import lengths, shrunk
+from services.tokenizer.grammar.pattern import ANYTHING, has_clear_ends, lengths, seq, shrunk
 from services.tokenizer.grammar.regex import parse_search, parse_whole
 from tests.services.tokenizer.grammar.random_walk import Walker
 
@@ -100,6 +100,33 @@ def test_a_shrunk_pattern_fits_and_is_part_of_the_whole(source: str, room: int) 
     inside = automaton(part)
     assert not inside.is_empty
     assert subtracted(inside, automaton(whole)).is_empty
+
+
+@pytest.mark.parametrize(
+    "source", [r".*\S.*", "a*b+c*", "[a-z]+", "(ab)*x{2,5}", "x?|y+", "(?:a|b)?", "", "(a*b?)+", "a{3,}b{0,2}c*"]
+)
+def test_what_a_search_leaves_out_at_its_ends_changes_nothing(source: str) -> None:
+    searched, whole = automaton(parse_search(source)), automaton(seq([ANYTHING, parse_whole(source), ANYTHING]))
+    assert subtracted(searched, whole).is_empty
+    assert subtracted(whole, searched).is_empty
+
+
+@pytest.mark.parametrize(
+    ("source", "is_clear"),
+    [
+        ("[a-z]*", True),
+        ("[a-z]+-[0-9]+", True),
+        ("[a-z]+[a-z0-9]*", False),
+        (r".*\S", False),
+        ("a{3}a*", True),
+        ("a*b?a", False),
+        ("(a*b)*c", True),
+        ("(x|[a-z]*q)", False),
+        ("x(ab)*(ac)?", False),
+    ],
+)
+def test_the_next_character_tells_whether_a_repeat_is_over(source: str, is_clear: bool) -> None:
+    assert has_clear_ends(parse_whole(source)) == is_clear
 
 
 def test_jsonschema_agrees_on_unanchored_patterns(walker: Walker) -> None:

@@ -1,6 +1,8 @@
 """Runs of equal characters: exactly as many as may be, counted by rules up to a length, by xgrammar above."""
 
 import json
+import re
+import time
 
 import pytest
 import xgrammar
@@ -44,6 +46,57 @@ def test_an_escape_counts_twice_in_texts_that_xgrammar_counts(walker: Walker, le
         assert is_match(walker, grammar, json.dumps("\n" * length)) == (least <= length <= max(least, -(-most // 2))), (
             length
         )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [
+        (r".*\S.*", 127),
+        (r"\S", 200),
+        (r"^\S(.*\S)?$", 128),
+        ("foo|ba+r", 60),
+        ("^.*@.*$", 100),
+        ("^[a-z ]+[a-z0-9]+$", 40),
+    ],
+)
+def test_texts_that_can_be_read_in_many_ways_are_counted_by_states(walker: Walker, pattern: str, most: int) -> None:
+    """To the last character; and masks are no slower at their ends than at their beginnings."""
+    schema = json.dumps({"type": "string", "pattern": pattern, "maxLength": most})
+    grammar = walker.compile("json_schema", schema)
+    for part in ("x", "foo", "baaar", "a@b", "x y", " "):
+        for place in (0, 5, 20):
+            for length in (len(part) + place, most - 1, most, most + 1):
+                text = ("a" * place + part).ljust(length, "b")
+                is_valid = re.search(pattern, text) is not None and length <= most
+                assert is_match(walker, grammar, json.dumps(text)) == is_valid, text
+    matcher = xgrammar.GrammarMatcher(grammar)
+    assert matcher.accept_string('"')
+    mask = xgrammar.allocate_token_bitmask(1, walker.info.vocab_size)
+    started = time.thread_time()
+    for _ in range(most - 20):
+        matcher.fill_next_token_bitmask(mask)
+        assert matcher.accept_string("b")
+    assert (time.thread_time() - started) / (most - 20) < 0.002
+
+
+@pytest.mark.parametrize(("pattern", "early"), [(r"\S", 128), ("foo", 64), ("x$|foo", 0), ("^[ab]*c", 128)])
+def test_what_must_be_in_a_long_text_comes_early(walker: Walker, pattern: str, early: int) -> None:
+    most = 1000
+    schema = json.dumps({"type": "string", "pattern": pattern, "maxLength": most})
+    grammar = walker.compile("json_schema", schema)
+    for length in (3, early - 1, early, early + 1, most - early, most - early + early // 2, most + 1):
+        for text in (
+            "c".ljust(length, "b"),
+            "foo".ljust(length, "b"),
+            " " * (length - 3) + "foo",
+            "a" * (length - 1) + "c",
+        ):
+            is_valid = re.search(pattern, text) is not None and length <= most
+            accepted = is_match(walker, grammar, json.dumps(text))
+            assert is_valid or not accepted, text
+            found = re.search(pattern, text)
+            if early and found is not None and found.end() <= early and length - found.end() <= most - early:
+                assert accepted, text
 
 
 @pytest.mark.parametrize("least", [0, 1, 5])
