@@ -79,7 +79,7 @@ def test_texts_that_can_be_read_in_many_ways_are_counted_by_states(walker: Walke
     assert (time.thread_time() - started) / (most - 20) < 0.002
 
 
-@pytest.mark.parametrize(("pattern", "early"), [(r"\S", 128), ("foo", 64), ("x$|foo", 0), ("^[ab]*c", 128)])
+@pytest.mark.parametrize(("pattern", "early"), [(r"\S", 128), ("foo", 64), ("x$|foo", 0)])
 def test_what_must_be_in_a_long_text_comes_early(walker: Walker, pattern: str, early: int) -> None:
     most = 1000
     schema = json.dumps({"type": "string", "pattern": pattern, "maxLength": most})
