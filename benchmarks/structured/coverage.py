@@ -14,6 +14,7 @@ import collections
 import contextlib
 import json
 import random
+import re
 import sys
 import time
 import warnings
@@ -63,7 +64,11 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def draft_of(schema: Json) -> Any:
-    """The class of validators of the draft that the schema names, or of 2020-12."""
+    """The class of validators of the draft that the schema names, or of 2020-12. OpenAPI's schemas name none, and the
+    older ones have draft 4's booleans for bounds."""
+    text = json.dumps(schema)
+    if '"$schema"' not in text and re.search(r'"exclusiveM(in|ax)imum": (true|false)', text):
+        return jsonschema.Draft4Validator
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return validator_for(schema, jsonschema.Draft202012Validator)
