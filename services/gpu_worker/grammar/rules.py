@@ -44,12 +44,14 @@ class _Serialized(msgspec.Struct):
     grammar_expr_data: list[int]
     grammar_expr_indptr: list[int]
     root_rule_id: int
+    version: str = msgspec.field(name="__VERSION__")
 
 
 _PLAIN_RULE = [-1, -1, "", False, None]
 """What follows name, expression, lookahead (what comes after the rule anyway) and its kind, if that is all there is."""
 _MAX_CHARS = 1
 """Where in this a rule's bound is, if it has one."""
+_VERSION = "v16"
 _decoder = msgspec.json.Decoder(_Serialized)
 
 DONE = -1
@@ -114,10 +116,12 @@ class Rules:
 
 def read_rules(serialized: bytes) -> Rules | None:
     """serialized: `xgrammar.Grammar.serialize_json()`. None where it has more than rules can say: text that is free
-    until a trigger comes, for example."""
+    until a trigger comes, for example; or where it is of another version of xgrammar's form."""
     try:
         grammar = _decoder.decode(serialized)
     except msgspec.DecodeError:
+        return None
+    if grammar.version != _VERSION:
         return None
     rules = Rules(grammar.root_rule_id)
     reader = _Reader(grammar, rules)

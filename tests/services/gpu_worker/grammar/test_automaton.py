@@ -301,6 +301,9 @@ def test_what_rules_cannot_say_has_no_automaton() -> None:
         [{"begin": "<f=a>", "content": {"type": "json_schema", "json_schema": {"type": "integer"}}, "end": "</f>"}]}}"""
     assert read_rules(xgrammar.Grammar.from_structural_tag(tag).serialize_json().encode()) is None
     assert read_rules(b"{}") is None
+    serialized = xgrammar.Grammar.from_ebnf('root ::= "a"').serialize_json().encode()
+    assert read_rules(serialized) is not None
+    assert read_rules(serialized.replace(b'"v16"', b'"v17"')) is None
 
 
 def test_rules_that_cannot_be_read_leave_the_matcher_to_itself(caplog: pytest.LogCaptureFixture) -> None:
