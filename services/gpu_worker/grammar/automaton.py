@@ -82,6 +82,11 @@ class Automaton:
     def num_bytes(self) -> int:
         return len(self._states) * STATE_BYTES + len(self._stacks) * STACK_BYTES + self._mask_bytes
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is no place for another state."""
+        return self._is_full and len(self._states) == MAX_STATES
+
     def walk(self, state: State, text: bytes) -> State | None:
         """The state after more text; None where the grammar does not allow it. Raises TooManyStates."""
         for byte in text:

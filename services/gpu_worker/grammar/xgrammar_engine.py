@@ -130,7 +130,7 @@ class XGrammarCompiled:
         if not self.reading.done():
             return None
         automaton = self._automata.get(stop_token_ids)
-        if automaton is None:
+        if automaton is None or automaton.is_spent:
             rules = self.reading.result()
             if rules is None:
                 raise TooManyStates

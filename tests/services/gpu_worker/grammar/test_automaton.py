@@ -221,8 +221,10 @@ def test_past_so_many_states_the_matcher_goes_on_by_itself(monkeypatch: pytest.M
     monkeypatch.setattr(automaton, "MAX_STATES", 6)
     compiled = toy.regex("[ab]{20}")
     size = compiled.num_bytes
+    starts = set()
     for _ in range(3):
         one, other = remembering(compiled), plain(compiled)
+        starts.add(one.state)
         for i in range(20):
             assert (mask_of(one) == mask_of(other)).all()
             for matcher in (one, other):
@@ -232,6 +234,7 @@ def test_past_so_many_states_the_matcher_goes_on_by_itself(monkeypatch: pytest.M
         one.rollback(2)
         other.rollback(2)
         assert (mask_of(one) == mask_of(other)).all()
+    assert len(starts) == 3  # the next begins with new ones
     assert size < compiled.num_bytes < size + 10 * automaton.STATE_BYTES + automaton.MAX_MASK_BYTES
 
 
