@@ -106,8 +106,11 @@ class Constraints:
         if not there:
             return results
         self.fill(there)
-        results += [(sequence, _too_costly()) for sequence in there if _fills_slowly(sequence)]
-        for sequence in self._decided([sequence for sequence in there if not _fills_slowly(sequence)]):
+        slow = [sequence for sequence in there if _fills_slowly(sequence)]
+        if slow:
+            results += [(sequence, _too_costly()) for sequence in slow]
+            there = [sequence for sequence in there if not _fills_slowly(sequence)]
+        for sequence in self._decided(there):
             try:
                 assert sequence.guide is not None
                 run = self._look_ahead(sequence, sequence.guide)

@@ -8,7 +8,7 @@ most grammars have few states, and those without recursion finitely many).
 """
 
 from services.gpu_worker.grammar.matcher import I32
-from services.gpu_worker.grammar.rules import DONE, Op, Rules
+from services.gpu_worker.grammar.rules import DONE, Edges, Op, Rules
 
 MAX_STATES = 8192
 MAX_WAYS = 128
@@ -120,10 +120,7 @@ class Automaton:
                 continue
             place, inner, parent = self._stacks[number]
             op = self._rules.ops[place]
-            if op is Op.BYTE:
-                edges = ((inner, inner, DONE),)
-            else:
-                edges = self._rules.characters.edges[inner]  # type: ignore[assignment]
+            edges: Edges = ((inner, inner, DONE),) if op is Op.BYTE else self._rules.characters.edges[inner]
             if begins and self._is_counted[parent]:
                 counted = self._counted(parent)
                 if counted is None:

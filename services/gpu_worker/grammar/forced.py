@@ -49,7 +49,8 @@ def known_run(matcher: Matcher, vocabulary: Vocabulary, before: Sequence[int], l
     if least > limit:
         return None
     for token_id in run:
-        matcher.accept(token_id)
+        if not matcher.accept(token_id):
+            raise RuntimeError(f"token {token_id} of a forced run is not taken where it was before")
     return list(run)
 
 

@@ -120,7 +120,10 @@ class Guide:
         """As `run`, where it takes no time: somebody asked in the same place. None where it has to be found out."""
         if self._vocabulary is None:
             return []
-        run = known_run(self.matcher, self._vocabulary, before, limit)
+        try:
+            run = known_run(self.matcher, self._vocabulary, before, limit)
+        except RuntimeError as error:
+            raise _failed(error) from error
         if run:
             self.is_filled = False
         return run

@@ -110,7 +110,7 @@ class RememberingMatcher:
         self._tell()
         self._matcher.fill(mask)
         if state is not None:
-            self._remember([state], mask[None])
+            self._remember(state, mask)
 
     def can_end(self) -> bool:
         return self.state.can_end if self.state is not None else self._matcher.can_end()
@@ -131,11 +131,10 @@ class RememberingMatcher:
                 raise RuntimeError(f"token {token_id} is against the grammar, but not against its automaton")
         self._untold.clear()
 
-    def _remember(self, states: Sequence[State], masks: I32) -> None:
-        decided = self._vocabulary.are_decided(masks, np.arange(len(masks)))
+    def _remember(self, state: State, mask: I32) -> None:
         assert self._automaton is not None
-        for state, mask, is_decided in zip(states, masks, decided.tolist(), strict=True):
-            self._automaton.remember_mask(state, mask, is_decided=is_decided)
+        [is_decided] = self._vocabulary.are_decided(mask[None], np.zeros(1, np.int64)).tolist()
+        self._automaton.remember_mask(state, mask, is_decided=is_decided)
 
     @classmethod
     def accept_many(cls, matchers: "Sequence[RememberingMatcher]", token_ids: Sequence[int]) -> list[bool]:
@@ -157,4 +156,4 @@ class RememberingMatcher:
         XGrammarMatcher.fill_many([matcher._matcher for matcher, _ in others], bits, [row for _, row in others])
         for matcher, row in others:
             if matcher.state is not None and matcher.state.mask is None:
-                matcher._remember([matcher.state], bits[row : row + 1])
+                matcher._remember(matcher.state, bits[row])

@@ -97,8 +97,9 @@ class Texts:
             if len(known) == 1 and (pattern := known[0]) is not None and pattern != NOTHING:
                 if _is_within(pattern, asked.least, most):
                     return f"{QUOTE} {text_expression(pattern, self._rules, is_json=True, end=QUOTE)}"
-                has_shares = most is not None and most > MAX_EXACT_LENGTH and not _is_counted(pattern, most)
-                fitting = shrunk(pattern, most) if most is not None and has_shares else NOTHING
+                fitting = NOTHING
+                if most is not None and most > MAX_EXACT_LENGTH and not _is_counted(pattern, most):
+                    fitting = shrunk(pattern, most)
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
                     return f"{QUOTE} {pattern_expression(fitting, self._rules, is_json=True, end=QUOTE)}"
         content = self._within(self._automaton(asked, excluded, asked.formats), most)
@@ -197,7 +198,7 @@ class Texts:
     def _found_early(self, dfa: Dfa, most: int) -> str | None:
         """For a long text that must have something in it: states count the characters up to there, a budget the rest.
         None: there is none in which it can be found so early."""
-        early = min(most // 2, MAX_EARLY // len(dfa.rows))
+        early = _early(dfa, most)
         rows = [[DEAD] * len(row) if dfa.accepts[state] else row for state, row in enumerate(dfa.rows)]
         up_to_there = intersected(Dfa(dfa.alphabet, rows, dfa.accepts), automaton(repeat(One(charset.ANY), 0, early)))
         if up_to_there.is_empty:
@@ -225,7 +226,12 @@ def _is_counted(pattern: Pattern, most: int) -> bool:
         dfa = automaton(pattern)
     except Unenforceable:
         return False
-    return most * len(dfa.rows) <= MAX_COUNTED or _is_search(dfa)
+    return most * len(dfa.rows) <= MAX_COUNTED or (_is_search(dfa) and shortest(dfa) <= _early(dfa, most))
+
+
+def _early(dfa: Dfa, most: int) -> int:
+    """Characters of a long text within which states look for what must be in it."""
+    return min(most // 2, MAX_EARLY // len(dfa.rows))
 
 
 def _is_search(dfa: Dfa) -> bool:

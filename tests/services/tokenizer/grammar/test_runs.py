@@ -99,6 +99,14 @@ def test_what_must_be_in_a_long_text_comes_early(walker: Walker, pattern: str, e
                 assert accepted, text
 
 
+def test_what_is_too_long_to_be_looked_for_by_states_gets_a_share(walker: Walker) -> None:
+    word = "https://example.com/schemas/"
+    grammar = walker.compile("json_schema", json.dumps({"type": "string", "pattern": word, "maxLength": 200}))
+    assert is_match(walker, grammar, json.dumps("a" * 80 + word + "b" * 80))
+    assert not is_match(walker, grammar, json.dumps("a" * 80 + "b" * 80))
+    assert not is_match(walker, grammar, json.dumps("a" * 100 + word + "b" * 100))
+
+
 @pytest.mark.parametrize("least", [0, 1, 5])
 def test_texts_without_a_longest_length(walker: Walker, least: int) -> None:
     grammar = walker.compile("json_schema", json.dumps({"type": "string", "minLength": least}))
