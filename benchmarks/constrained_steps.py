@@ -14,46 +14,20 @@ import cProfile
 import json
 import pstats
 import time
-from array import array
 from collections.abc import Sequence as Many
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.grammar_masks import MAX_CHARACTERS, SCHEMAS
+from benchmarks.constrained_load import OneGrammar, add_arguments, admits, run
+from benchmarks.grammar_masks import SCHEMAS
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import Chunk
 from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.grammar.matcher import I32, empty_masks
-from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
-from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled, load
+from services.gpu_worker.grammar.vocabulary import load_vocabulary
 from services.gpu_worker.sequence import Sequence
-from services.tokenizer.grammar.compile import to_source
-from shared.grammar import XGRAMMAR_SOURCE, CompiledGrammar
-from shared.messages import Admit, Plan, Sampling
-from shared.packing import pack_i32
-
-STOP = 2
-
-
-class OneGrammar:
-    """The grammar of the load, under every key."""
-
-    def __init__(self, vocabulary: Vocabulary, schema: str) -> None:
-        self.vocabulary = vocabulary
-        source = to_source("json_schema", json.dumps(SCHEMAS[schema]), MAX_CHARACTERS)
-        record = CompiledGrammar(
-            engine=XGRAMMAR_SOURCE,
-            serialized=b"",
-            source=source,
-            stop_token_ids=(STOP,),
-            vocab_size=vocabulary.vocab_size,
-        )
-        self._compiled = load(record, vocabulary)
-
-    def get(self, key: str) -> XGrammarCompiled:
-        return self._compiled
 
 
 class Drawing:
@@ -127,60 +101,33 @@ class Draw:
 
 class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.rows, self.prompt, self.tokens = arguments.rows, arguments.prompt, arguments.tokens
-        self.pages = -(-(self.prompt + self.tokens) // Drawing.page_size)
+        self.prompts = [[300 + i] * arguments.prompt for i in range(arguments.rows)]
+        self.max_tokens = arguments.tokens
+        num_pages = arguments.rows * -(-(arguments.prompt + arguments.tokens) // Drawing.page_size)
         vocab_size = json.loads((Path(arguments.model_path) / "config.json").read_text())["vocab_size"]
-        self.executor = Drawing(vocab_size, self.rows, self.rows * self.pages)
+        self.executor = Drawing(vocab_size, arguments.rows, num_pages)
         grammars = OneGrammar(load_vocabulary(arguments.model_path, vocab_size), arguments.schema)
         self.engine = Engine(self.executor, 8192, time.time, grammars)
         self.number = 0
 
-    def admits(self) -> list[Admit]:
-        return [
-            Admit(
-                sequence_id=self.number * self.rows + i,
-                shard=i % 3,
-                token_ids=pack_i32(array("i", [300 + i] * self.prompt)),
-                num_prompt=self.prompt,
-                cached=0,
-                page_table=pack_i32(array("i", range(i * self.pages, (i + 1) * self.pages))),
-                sampling=Sampling(temperature=0.0),
-                stop_token_ids=[STOP],
-                max_tokens=self.tokens,
-                grammar="one",
-            )
-            for i in range(self.rows)
-        ]
-
     def round(self) -> str:
         """One load; a line about it."""
         self.number += 1
-        num_tokens = num_forced = num_steps = 0
-        self.engine.apply(Plan(epoch=self.engine.epoch, number=self.number, commands=list(self.admits())))
+        first = self.number * len(self.prompts)
+        commands = admits(first, self.prompts, self.max_tokens, Drawing.page_size, "one")
         self.executor.spent = 0.0
-        used = time.thread_time()
-        while self.engine.step() is not None:
-            num_steps += 1
-            report = self.engine.take_report()
-            if report is not None:
-                num_tokens += sum(len(one.token_ids) for one in report.tokens.values())
-                num_forced += sum(len(one.forced) for one in report.tokens.values())
-        used = time.thread_time() - used - self.executor.spent
+        done = run(self.engine, self.number, commands)
+        used = done.thread_s - self.executor.spent
         return (
-            f"{num_tokens} tokens, {num_forced / num_tokens:4.0%} forced, {num_steps} steps; "
-            f"thread {used / num_steps * 1e3:.3f} ms a step, {used / num_tokens * 1e6:.2f} us a token"
+            f"{done.tokens} tokens, {done.forced / done.tokens:4.0%} forced, {done.steps} steps; "
+            f"thread {used / done.steps * 1e3:.3f} ms a step, {used / done.tokens * 1e6:.2f} us a token"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=4)
+    add_arguments(parser, rounds=4)
     parser.add_argument("--schema", default="city", choices=list(SCHEMAS))
-    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     bench = Bench(arguments)
     for _ in range(arguments.rounds):

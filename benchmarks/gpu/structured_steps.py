@@ -10,38 +10,16 @@ computes, and in which kernels. The first rounds compile and capture.
 """
 
 import argparse
-import json
 import time
-from array import array
 
 import numpy as np
 import torch
 
-from benchmarks.grammar_masks import MAX_CHARACTERS, SCHEMAS
+from benchmarks.constrained_load import OneGrammar, add_arguments, admits, run
 from services.gpu_worker.config import Settings, resolve
 from services.gpu_worker.engine import Engine
-from services.gpu_worker.grammar.vocabulary import Vocabulary, load_vocabulary
-from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
+from services.gpu_worker.grammar.vocabulary import load_vocabulary
 from services.gpu_worker.load import load_executor
-from services.tokenizer.grammar.compile import to_source
-from shared.grammar import caching_compiler, compile_source
-from shared.messages import Admit, Plan, Sampling
-from shared.packing import pack_i32
-
-STOP = 2
-
-
-class City:
-    """The one grammar of the load."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        source = to_source("json_schema", json.dumps(SCHEMAS["city"]), MAX_CHARACTERS)
-        compiler = caching_compiler(vocabulary.info((STOP,)))
-        self._compiled = XGrammarCompiled(compile_source(compiler, source), vocabulary)
-
-    def get(self, key: str) -> XGrammarCompiled:
-        return self._compiled
 
 
 class Bench:
@@ -50,7 +28,7 @@ class Bench:
         limits = resolve(settings)
         self.executor = load_executor(settings, limits)
         self.executor.warm_up()
-        grammars = City(load_vocabulary(arguments.model_path, self.executor.vocab_size))
+        grammars = OneGrammar(load_vocabulary(arguments.model_path, self.executor.vocab_size), "city")
         self.engine = Engine(
             self.executor, limits.prefill_budget, time.time, grammars, forces_runs=not arguments.no_forced_runs
         )
@@ -58,45 +36,23 @@ class Bench:
         self.random = np.random.default_rng(0)
         self.number = 0
 
-    def admits(self, grammar: str) -> list[Admit]:
-        pages = -(-(self.prompt + self.tokens) // self.executor.page_size)
-        return [
-            Admit(
-                sequence_id=self.number * self.rows + i,
-                shard=i % 3,
-                token_ids=pack_i32(array("i", self.random.integers(200, 48_000, self.prompt).tolist())),
-                num_prompt=self.prompt,
-                cached=0,
-                page_table=pack_i32(array("i", range(i * pages, (i + 1) * pages))),
-                sampling=Sampling(temperature=0.0),
-                stop_token_ids=[STOP] if grammar else [],
-                max_tokens=self.tokens,
-                grammar=grammar,
-            )
-            for i in range(self.rows)
-        ]
-
     def round(self, kind: str) -> int:
         """Prints a line; how many steps it took."""
         self.number += 1
-        commands = self.admits(kind if kind == "json" else "")
-        num_tokens = num_forced = num_steps = 0
+        prompts = self.random.integers(200, 48_000, (self.rows, self.prompt)).tolist()
+        grammar = kind if kind == "json" else ""
+        commands = admits(self.number * self.rows, prompts, self.tokens, self.executor.page_size, grammar)
         torch.cuda.synchronize()
-        started, used = time.perf_counter(), time.thread_time()
-        self.engine.apply(Plan(epoch=self.engine.epoch, number=self.number, commands=list(commands)))
-        while self.engine.step() is not None:
-            num_steps += 1
-            report = self.engine.take_report()
-            if report is not None:
-                num_tokens += sum(len(one.token_ids) for one in report.tokens.values())
-                num_forced += sum(len(one.forced) for one in report.tokens.values())
-        spent, used = time.perf_counter() - started, time.thread_time() - used
+        started = time.perf_counter()
+        done = run(self.engine, self.number, commands)
+        spent = time.perf_counter() - started
         print(
-            f"{kind:4} {num_tokens / spent:9.0f} tok/s, {num_tokens} tokens, {num_forced / num_tokens:4.0%} forced, "
-            f"{num_steps} steps of {spent / num_steps * 1e3:.2f} ms; thread {used / num_steps * 1e3:.2f} ms",
+            f"{kind:4} {done.tokens / spent:9.0f} tok/s, {done.tokens} tokens, {done.forced / done.tokens:4.0%} forced"
+            f", {done.steps} steps of {spent / done.steps * 1e3:.2f} ms"
+            f"; thread {done.thread_s / done.steps * 1e3:.2f} ms",
             flush=True,
         )
-        return num_steps
+        return done.steps
 
     def profile(self, kind: str) -> None:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -115,13 +71,8 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_arguments(parser, rounds=3)
     parser.add_argument("--kind", default="free,json")
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--no-forced-runs", action="store_true")
     arguments = parser.parse_args()
     bench = Bench(arguments)

@@ -97,7 +97,7 @@ class Texts:
             if len(known) == 1 and (pattern := known[0]) is not None and pattern != NOTHING:
                 if _is_within(pattern, asked.least, most):
                     return f"{QUOTE} {text_expression(pattern, self._rules, is_json=True, end=QUOTE)}"
-                fitting = NOTHING
+                fitting: Pattern = NOTHING
                 if most is not None and most > MAX_EXACT_LENGTH and not _is_counted(pattern, most):
                     fitting = shrunk(pattern, most)
                 if fitting != NOTHING and _is_within(fitting, asked.least, most):
