@@ -1,5 +1,6 @@
 """Nothing is lost: streams over a set whose processes are hurt one after the other.
 
+Without a setting, both kinds of clients meet a few blows of common kinds, side by side.
 `SAPWOOD_CHAOS_ROUNDS=20 pytest tests/chaos/test_chaos.py -m slow -s -k anew` hurts every kind of process in every way
 twenty times while clients send what breaks off anew; with `-k returning` they come back for the rest of it.
 `SAPWOOD_CHAOS_SEED` gives another order, `SAPWOOD_CHAOS_STREAMS` sets how many streams run at once,
@@ -33,6 +34,10 @@ REPORT = os.environ.get("SAPWOOD_CHAOS_REPORT")
 AT_ONCE = int(os.environ.get("SAPWOOD_CHAOS_STREAMS", "16" if ROUNDS else "8"))
 PAUSE_S = (1.5, 4.0)
 """Between two blows."""
+
+CLIENTS: dict[str, list[type[Client]]] = (
+    {"anew": [Client], "returning": [ReturningClient]} if ROUNDS or BLOWS else {"both": [Client, ReturningClient]}
+)
 
 MIN_MARGIN = 1e-5
 """Of the choices in an answer, see `Margins`."""
@@ -97,8 +102,8 @@ def write_report(numbers: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200 + 200 * max(1, ROUNDS))
-@pytest.mark.parametrize("clients", [Client, ReturningClient], ids=["anew", "returning"])
-async def test_every_answer_is_as_without_harm(cluster: Cluster, clients: type[Client], tiny_model: Path) -> None:
+@pytest.mark.parametrize("kinds", CLIENTS.values(), ids=CLIENTS)
+async def test_every_answer_is_as_without_harm(cluster: Cluster, kinds: list[type[Client]], tiny_model: Path) -> None:
     rng = random.Random(SEED)
     if ROUNDS:
         margins = Margins(tiny_model)
@@ -106,20 +111,24 @@ async def test_every_answer_is_as_without_harm(cluster: Cluster, clients: type[C
     else:
         requests = some_requests(rng, 12)
     order = BLOWS or (list(blows(cluster, rng, ROUNDS)) if ROUNDS else EVERYDAY)
-    client = clients(cluster.urls, random.Random(SEED))
+    clients = [kind(cluster.urls, random.Random(SEED)) for kind in kinds]
     with contextlib.closing(cluster.redis()) as broker:
-        alone = [await client.answer(request, Stream(number, number)) for number, request in enumerate(requests)]
+        alone = [await clients[-1].answer(request, Stream(number, number)) for number, request in enumerate(requests)]
         assert not [stream.fault for stream in alone if stream.fault]
         assert len({stream.text for stream in alone}) == len(alone)
         streams: list[Stream] = []
         stop = asyncio.Event()
-        users = [asyncio.create_task(load(client, requests, streams, stop)) for _ in range(AT_ONCE)]
+        users = [
+            asyncio.create_task(load(clients[number % len(clients)], requests, streams, stop))
+            for number in range(AT_ONCE)
+        ]
         try:
             struck = await hurt(cluster, order, rng)
         finally:
             stop.set()
             await asyncio.gather(*users)
-            await client.close()
+            for client in clients:
+                await client.close()
         numbers = summary(streams, struck, [kind_of(request) for request in requests])
         print(table(numbers))
         write_report(numbers)
