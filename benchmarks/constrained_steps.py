@@ -4,8 +4,9 @@
         [--schema city] [--profile]
 
 All rows arrive together. Instead of computing, the executor draws a token evenly among those that a row's mask allows,
-one step ahead as on a GPU; what the drawing costs is not counted. Prints for every round the tokens, how many of them
-were forced, the steps, and milliseconds a step of the engine's thread, of whole steps and of filling masks.
+one step ahead as on a GPU; what the drawing costs is not counted. Runs are guessed as a GPU does.
+Prints for every round the tokens, how many of them were forced, the steps, and milliseconds a step of the engine's
+thread.
 --profile: of one more round, where the time goes. The first round meets a grammar that nobody has used.
 """
 
@@ -26,6 +27,7 @@ from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import Chunk
 from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.grammar.matcher import I32, empty_masks
+from services.gpu_worker.grammar.prediction import NO_ROOM, Guesses, Room, RunTable
 from services.gpu_worker.grammar.vocabulary import load_vocabulary
 from services.gpu_worker.sequence import Sequence
 
@@ -38,6 +40,7 @@ class Drawing:
     max_model_len = 8192
 
     def __init__(self, vocab_size: int, num_seats: int, num_pages: int) -> None:
+        self.runs = RunTable()
         self.vocab_size = vocab_size
         self.num_seats = num_seats
         self.num_pages = num_pages
@@ -65,14 +68,16 @@ class Drawing:
     def make_masks(self) -> I32:
         return empty_masks(self.num_seats, self.vocab_size)
 
-    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "Draw":
-        return Draw(self, len(decode) + sum(chunk.step.wants_logits for chunk in chunks))
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> "Draw":
+        self.runs.take_changes()
+        return Draw(self, len(decode) + sum(chunk.step.wants_logits for chunk in chunks), guesses is not None)
 
 
 class Draw:
     """A step of so many rows."""
 
-    def __init__(self, executor: Drawing, num_rows: int) -> None:
+    def __init__(self, executor: Drawing, num_rows: int, has_guesses: bool) -> None:
+        self.room = Room(256, 64) if has_guesses else NO_ROOM
         self._executor = executor
         self._num_rows = num_rows
         self._tokens: I32 = np.empty(0, np.int32)

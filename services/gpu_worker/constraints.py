@@ -13,6 +13,7 @@ from services.gpu_worker.grammar.guide import Guide
 from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.masks import MaskPool, Masks
 from services.gpu_worker.grammar.matcher import I32, I64, Compiled
+from services.gpu_worker.run_guesses import RunGuesses
 from services.gpu_worker.sequence import Sequence
 from shared.errors import InternalError, InvalidRequest, RequestError
 from shared.messages import FinishReason
@@ -38,12 +39,19 @@ class Constraints:
     choice of the next byte."""
 
     def __init__(
-        self, grammars: Grammars, vocab_size: int, make_masks: Callable[[], I32], *, forces_runs: bool
+        self,
+        grammars: Grammars,
+        vocab_size: int,
+        make_masks: Callable[[], I32],
+        guesses: RunGuesses,
+        *,
+        forces_runs: bool,
     ) -> None:
-        """make_masks: memory for mask rows, asked for when the first grammar comes."""
+        """make_masks: memory for mask rows, asked for when the first grammar comes. guesses: are told of runs."""
         self._grammars = grammars
         self._vocab_size = vocab_size
         self._make_masks = make_masks
+        self._guesses = guesses
         self._forces_runs = forces_runs
         self._waiting: dict[int, Sequence] = {}
         self._masks: MaskPool | None = None
@@ -71,6 +79,7 @@ class Constraints:
         """Gives the sequence its guide, replays its output, looks ahead; the run. Raises RequestError."""
         if self._masks is None:
             self._masks = MaskPool(self._make_masks())
+            self._guesses.set_vocabulary(self._grammars.vocabulary)
         guide = Guide(
             grammar,
             sequence.sampling.stop_token_ids,
@@ -110,6 +119,7 @@ class Constraints:
         if slow:
             results += [(sequence, _too_costly()) for sequence in slow]
             there = [sequence for sequence in there if not _fills_slowly(sequence)]
+        num_runs = 0
         for sequence in self._decided(there):
             try:
                 assert sequence.guide is not None
@@ -117,8 +127,10 @@ class Constraints:
             except RequestError as error:
                 results.append((sequence, error))
             else:
+                num_runs += len(run) > 0
                 if run or sequence.ends is not None:
                     results.append((sequence, run))
+        self._guesses.count(num_runs)
         return results
 
     def _decided(self, sequences: list[Sequence]) -> list[Sequence]:
@@ -158,6 +170,7 @@ class Constraints:
 
     def _look_ahead(self, sequence: Sequence, guide: Guide) -> "array[int]":
         left = sequence.max_tokens - (len(sequence.token_ids) - sequence.num_prompt)
+        place = guide.matcher.automaton, guide.matcher.state
         found = guide.known_run(sequence.token_ids, min(left, MAX_RUN))
         if found is None:
             started = time.thread_time()
@@ -170,6 +183,8 @@ class Constraints:
             sequence.ends = FinishReason.STOP
         elif len(run) == left:
             sequence.ends = FinishReason.LENGTH
+        if run and sequence.ends is not FinishReason.LENGTH:  # else it may be cut
+            self._guesses.learn(*place, run)
         return run
 
     def start(self, sequences: Many[Sequence]) -> "Future[None]":

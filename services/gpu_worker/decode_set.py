@@ -17,6 +17,8 @@ class DecodeSet:
     limits, the taken ones for what has been told. While a set is in use, its sequences' own counters stand still;
     `settle` brings them up to date, and from then on no step is launched with it.
 
+    A step brings one token of each, and what is `force`d before it.
+
     launched, taken: steps of this set so far. seats: int32 [B]. constrained: (row, sequence) of those with a guide."""
 
     def __init__(self, sequences: list[Sequence]) -> None:
@@ -31,6 +33,7 @@ class DecodeSet:
         self._serials = [one.serial for one in sequences]
         self._ids: I64 = np.fromiter((one.id for one in sequences), np.int64, size)
         self._first: I32 = np.fromiter((one.num_sampled for one in sequences), np.int32, size)
+        self._forced = np.zeros(size, np.int32)
         self._limits: I32 = np.fromiter((one.max_tokens for one in sequences), np.int32, size)
         self._stop_ids = _stop_ids(sequences)
         shards = [one.shard for one in sequences]
@@ -53,6 +56,18 @@ class DecodeSet:
     def _steps_left(self) -> int:
         return min((min(one.room, one.max_tokens - one.num_sampled) for one in self.sequences), default=0)
 
+    def force(self, row: int, length: int) -> int:
+        """The step launched last, the only one that was not taken, computes a run of so many tokens for the row, ahead
+        of the token that it samples: their first index among the row's outputs."""
+        assert self.launched == self.taken + 1
+        first = int(self._first[row] + self._forced[row]) + self.taken
+        self._forced[row] += length
+        self._until -= length  # to be looked at again before the pages end
+        one = self.sequences[row]
+        one.computed += length
+        one.num_sampled += length
+        return first
+
     def settle(self) -> None:
         """Brings the sequences' own counters up to what was launched."""
         assert not self._is_settled
@@ -65,7 +80,7 @@ class DecodeSet:
     def take(self, tokens: I32, report: Report) -> list[tuple[Sequence, int]]:
         """The tokens [B] of the oldest launched step that was not taken. Tells the report of them; returns those
         that are the last of their sequence or no token at all. Rows of sequences that have gone are dropped."""
-        indices = self._first + self.taken
+        indices = self._first + self._forced + self.taken
         self.taken += 1
         is_over = tokens < 0
         if self._stop_ids is not None:

@@ -6,7 +6,9 @@ sequence whose pages are full stands still until it is granted more.
 
 A constrained sequence samples under the mask of its grammar. The masks are filled while the step computes, once the
 tokens of the steps before are known. What its grammar forces is not sampled: it is computed as one chunk, ahead of the
-prefills, and told when that is done.
+prefills, and told when that is done. Where the device knows the run of a token by heart, the step that computes the
+token computes the run as well: before the next token is sampled, the grammar has said whether it is right, and if
+not, the sequence goes back to that token.
 """
 
 import logging
@@ -14,7 +16,9 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from services.gpu_worker import metrics
 from services.gpu_worker.constraints import Constraints
@@ -22,7 +26,10 @@ from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import NO_TOKEN, Chunk, Executor, Launch
 from services.gpu_worker.grammar.library import Grammars, NoGrammars
 from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.grammar.matcher import I32
+from services.gpu_worker.grammar.prediction import Guesses
 from services.gpu_worker.report import Report, Stages
+from services.gpu_worker.run_guesses import Guessed, RunGuesses
 from services.gpu_worker.sequence import Sequence
 from services.gpu_worker.step import PREFILL_SHARE
 from shared.errors import InternalError, RequestError
@@ -41,12 +48,25 @@ class StepSize:
 
 
 @dataclass(frozen=True, slots=True)
+class _Run:
+    """A forced run that a step computes ahead of the sequence's token. first: its first output's index."""
+
+    sequence: Sequence
+    serial: int
+    first: int
+    tokens: "array[int]"
+
+
+@dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step that was launched and whose tokens were not looked at yet. chunks: with their sequences' serials."""
+    """A step that was launched and whose tokens were not looked at yet. chunks: with their sequences' serials. runs:
+    those that were guessed, and hold."""
 
     decode: DecodeSet
     chunks: list[tuple[Chunk, int]]
     launch: Launch
+    guesses: Guesses | None = None
+    runs: list[_Run] = field(default_factory=list)
 
 
 class Engine:
@@ -74,9 +94,15 @@ class Engine:
         """prefill_budget: prompt tokens of a step; mixed_budget: of one that other sequences wait for, None for as
         many."""
         self._executor = executor
+        self._guesses = RunGuesses(executor.runs if forces_runs else None)
         self._constraints = Constraints(
-            grammars or NoGrammars(), executor.vocab_size, executor.make_masks, forces_runs=forces_runs
+            grammars or NoGrammars(),
+            executor.vocab_size,
+            executor.make_masks,
+            self._guesses,
+            forces_runs=forces_runs,
         )
+        self._newest: I32 = np.zeros(executor.num_seats, np.int32)
         self._prefill_budget = prefill_budget
         self._mixed_budget = min(mixed_budget or prefill_budget, prefill_budget)
         self._clock = clock
@@ -96,6 +122,8 @@ class Engine:
         self._waiting: dict[int, Sequence] = {}
         self._ending: dict[int, Sequence] = {}
         self._unsampled: set[int] = set()
+        self._unsampled_step: _Flight | None = None
+        self._guessed: dict[int, Guessed] = {}
         self._constraints.clear()
         self._free_seats = list(range(self._executor.num_seats - 1, -1, -1))
         self._flights: deque[_Flight] = deque()
@@ -281,13 +309,14 @@ class Engine:
         filling = None
         if constrained and not self._flights:
             filling = self._constraints.start([sequence for _, sequence, _ in constrained])
-        launch = self._executor.launch(decode, chunks)
+        guesses = self._guesses.ask(decode) if constrained and len(self._flights) == 1 else None
+        launch = self._executor.launch(decode, chunks, guesses)
         decode.launched += 1
-        flight = _Flight(decode, [(chunk, chunk.sequence.serial) for chunk in chunks], launch)
+        flight = _Flight(decode, [(chunk, chunk.sequence.serial) for chunk in chunks], launch, guesses)
         for chunk in chunks:
             self._note_launched(chunk)
         if constrained:
-            launch.sample(self._masks(constrained, filling))
+            launch.sample(self._masks(flight, constrained, filling))
         else:
             launch.sample()
         self._flights.append(flight)
@@ -307,11 +336,14 @@ class Engine:
         else:
             self._waiting[sequence.id] = sequence
 
-    def _masks(self, constrained: list[tuple[int, Sequence, int]], filling: "Future[None] | None") -> Masks:
+    def _masks(
+        self, flight: _Flight, constrained: list[tuple[int, Sequence, int]], filling: "Future[None] | None"
+    ) -> Masks:
         """The masks of the step that was launched; takes the steps before it, whose tokens they depend on."""
         self._unsampled = {sequence.id for _, sequence, _ in constrained}
+        self._unsampled_step = flight
         self._take_all()
-        self._unsampled = set()
+        self._unsampled, self._unsampled_step = set(), None
         there = [(row, sequence) for row, sequence, serial in constrained if sequence.serial == serial]
         rows, sequences = [row for row, _ in there], [sequence for _, sequence in there]
         if filling is not None:
@@ -388,20 +420,58 @@ class Engine:
             else:
                 assert token == guide.imposed
                 guide.note_imposed()
+        guessed, self._guessed = self._guessed, {}
         for sequence, run in self._constraints.go_on(sampled):
+            guess = guessed.pop(sequence.id, None)
             if isinstance(run, RequestError):
                 self._fail(sequence, run)
+            elif guess is not None and guess.run == run:
+                self._note_guessed(sequence, guess)
             else:
-                self._begin_run(sequence, run)
+                if guess is not None:
+                    self._take_back(sequence)
+                self._begin_run(sequence, run, is_under_way=guess is None and sequence.id in self._unsampled)
+        if guessed:
+            for sequence, _ in sampled:
+                if sequence.id in guessed:
+                    assert sequence.guide is not None
+                    self._guesses.learn(sequence.guide.matcher.automaton, sequence.guide.matcher.state, ())
+                    self._take_back(sequence)
+                    self._running[sequence.id] = sequence
 
-    def _begin_run(self, sequence: Sequence, run: "array[int]") -> None:
-        """Ends a sequence after which nothing may follow, or sees to it that its run is computed."""
+    def _note_guessed(self, sequence: Sequence, guess: Guessed) -> None:
+        """The run that the step under way computes is the right one."""
+        flight = self._unsampled_step
+        assert flight is not None
+        first = flight.decode.force(guess.row, len(guess.run))
+        flight.runs.append(_Run(sequence, sequence.serial, first, guess.run))
+        self._executor.append(sequence, guess.run)
+        metrics.FORCED_TOKENS.inc(len(guess.run))
+        metrics.GUESSED_RIGHT.inc()
+        if sequence.ends is not None:
+            del self._decoding[sequence.id]
+            self._dissolve()
+            self._ending[sequence.id] = sequence
+
+    def _take_back(self, sequence: Sequence) -> None:
+        """The step under way computes a run that is none behind the sequence's newest token: what it brings counts for
+        nothing, and that token is computed anew."""
+        metrics.GUESSED_WRONG.inc()
+        del self._decoding[sequence.id]
+        self._dissolve()
+        sequence.serial += 1
+        sequence.computed -= 1
+        sequence.num_sampled -= 1
+
+    def _begin_run(self, sequence: Sequence, run: "array[int]", *, is_under_way: bool) -> None:
+        """Ends a sequence after which nothing may follow, or sees to it that its run is computed. is_under_way: the
+        next token is being sampled already, and can be none but the run's first."""
         if not run:
             assert sequence.ends is not None
             self._remove(sequence)
             self._end(sequence, sequence.ended(sequence.ends))
             return
-        if sequence.id in self._unsampled:  # the step under way computes its newest token: no other may come
+        if is_under_way:
             assert sequence.guide is not None
             sequence.guide.impose(run[0])
             run = run[1:]
@@ -427,6 +497,8 @@ class Engine:
         """Looks at the tokens of a step."""
         tokens = flight.launch.tokens()
         num_decode = len(flight.decode)
+        self._look_up_guesses(flight, tokens)
+        self._tell_guessed(flight)
         over = flight.decode.take(tokens[:num_decode], self._report)
         known = [(one, int(tokens[row])) for row, one in flight.decode.constrained if flight.decode.has(row)]
         sampled = iter(tokens[num_decode:].tolist())
@@ -451,6 +523,29 @@ class Engine:
         if known:
             gone = {sequence.id for sequence, _ in over}
             self._go_on([(sequence, token) for sequence, token in known if sequence.id not in gone])
+
+    def _look_up_guesses(self, flight: _Flight, tokens: I32) -> None:
+        """What the device found behind these newest tokens, in the step that is not sampled yet."""
+        unsampled = self._unsampled_step
+        if unsampled is None or unsampled.guesses is None:
+            return
+        num_decode = len(flight.decode)
+        self._newest[flight.decode.seats] = tokens[:num_decode]
+        seats = [chunk.sequence.seat for chunk, _ in flight.chunks if chunk.step.wants_logits]
+        self._newest[seats] = tokens[num_decode:]
+        self._guessed = self._guesses.found(unsampled.decode, unsampled.guesses, self._newest, unsampled.launch.room)
+
+    def _tell_guessed(self, flight: _Flight) -> None:
+        """Tells of the runs that the step has computed ahead of its tokens."""
+        for run in flight.runs:
+            sequence = run.sequence
+            if sequence.serial != run.serial:
+                continue
+            self._report.add_forced(sequence.shard, sequence.id, run.first, run.tokens)
+            sequence.num_outputs += len(run.tokens)
+            if sequence.ends is not None:
+                self._remove(sequence)
+                self._end(sequence, sequence.ended(sequence.ends))
 
     def _tell_run(self, sequence: Sequence, end: int) -> None:
         """Tells of the forced tokens before `end`, whose keys and values are there now."""

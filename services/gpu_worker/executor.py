@@ -16,6 +16,7 @@ import numpy.typing as npt
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.grammar.masks import Masks
 from services.gpu_worker.grammar.matcher import empty_masks
+from services.gpu_worker.grammar.prediction import NO_ROOM, Guesses, Room, RunTable
 from services.gpu_worker.sampler import Sampler
 from services.gpu_worker.sampling_state import SamplingState
 from services.gpu_worker.sequence import Sequence
@@ -36,7 +37,11 @@ class Chunk:
 
 
 class Launch(Protocol):
-    """A step under way. Rows: the decode set's sequences, then the chunks that want logits, in order."""
+    """A step under way. Rows: the decode set's sequences, then the chunks that want logits, in order.
+
+    room: for runs that are guessed."""
+
+    room: Room
 
     def sample(self, masks: Masks | None = None) -> None:
         """Starts the choice of each row's next token; once, and before the next launch. masks: what rows of
@@ -47,7 +52,8 @@ class Launch(Protocol):
 
 
 class Executor(Protocol):
-    """One thread calls it. run_ahead: steps that may be launched before the tokens of the first of them are taken."""
+    """One thread calls it. run_ahead: steps that may be launched before the tokens of the first of them are taken.
+    runs: what it looks guesses up in, as it is at a launch; None if it does not."""
 
     vocab_size: int
     num_pages: int
@@ -55,6 +61,9 @@ class Executor(Protocol):
     max_model_len: int
     num_seats: int
     run_ahead: int
+
+    @property
+    def runs(self) -> RunTable | None: ...
 
     def warm_up(self) -> None:
         """Builds now what the first steps would have to build, and shows what is broken. Before any sequence."""
@@ -79,15 +88,19 @@ class Executor(Protocol):
     def make_masks(self) -> I32:
         """Memory for a mask row a seat [num_seats, mask_width(V)], from which masks are read; once."""
 
-    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> Launch:
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> Launch:
         """Starts a step: one token of each sequence in `decode`, and the chunks. All keys and values of a layer are
-        written before that layer attends. The same `decode` object means the same sequences as before."""
+        written before that layer attends. The same `decode` object means the same sequences as before.
+
+        guesses: what else is computed for these sequences, if `runs` has it: behind a row's newest token its run, after
+        which the row's next token is sampled, and comes."""
 
 
 class StepExecutor:
     """Runs each step to its end before it returns: for a CPU, where there is nothing to overlap with."""
 
     run_ahead = 0
+    runs: RunTable | None = None
 
     def __init__(self, runner: Runner, num_seats: int) -> None:
         self._runner = runner
@@ -124,7 +137,8 @@ class StepExecutor:
     def make_masks(self) -> I32:
         return empty_masks(self.num_seats, self.vocab_size)
 
-    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "StepLaunch":
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> "StepLaunch":
+        assert guesses is None
         if decode is not self._decode:
             self._decode = decode
             self._steps = [self._of(sequence) for sequence in decode.sequences]
@@ -145,6 +159,8 @@ class StepExecutor:
 
 class StepLaunch:
     """A step whose logits are there. steps: those that computed the rows; they become the rows' next ones."""
+
+    room = NO_ROOM
 
     def __init__(self, sampler: Sampler, logits: object, steps: list[SequenceStep], rows: list[SamplingState]) -> None:
         self._sampler = sampler

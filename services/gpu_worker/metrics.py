@@ -18,5 +18,10 @@ PAGES = Gauge("sapwood_worker_pages", "Pages of the KV pool")
 RESETS = Counter("sapwood_worker_resets", "Times that the worker dropped everything and started afresh")
 FAILED_STEPS = Counter("sapwood_worker_failed_steps", "Steps that ended in an exception")
 FORCED_TOKENS = Counter("sapwood_worker_forced_tokens", "Output tokens that a grammar left no choice about")
+GUESSED_RUNS = Counter(
+    "sapwood_worker_guessed_runs", "Forced runs that a GPU computed before the grammar was asked", ["outcome"]
+)
+GUESSED_RIGHT = GUESSED_RUNS.labels("right")
+GUESSED_WRONG = GUESSED_RUNS.labels("wrong")
 GRAMMAR_BYTES = Gauge("sapwood_worker_grammar_bytes", "Compiled grammars that are kept in memory")
 GRAMMAR_ERRORS = Counter("sapwood_worker_grammar_errors", "Compiled grammars that were gone or could not be used")

@@ -37,9 +37,11 @@ class Tokens:
 
     def add_forced(self, sequence_id: int, first_index: int, token_ids: "array[int]") -> None:
         """A run of one sequence."""
-        for i, token_id in enumerate(token_ids):
-            self.forced.append(len(self.token_ids))
-            self.add(sequence_id, first_index + i, token_id)
+        count, place = len(token_ids), len(self.token_ids)
+        self.forced.extend(range(place, place + count))
+        self.sequence_ids.extend([sequence_id] * count)
+        self.indices.extend(range(first_index, first_index + count))
+        self.token_ids.extend(token_ids)
 
     def extend(self, later: "Tokens") -> None:
         self.forced.extend(len(self.token_ids) + place for place in later.forced)

@@ -25,6 +25,7 @@ from services.scheduler.core.worker_state import Tuning
 from shared.messages import Abort, Ended, Hello, Holdings, Plan, Progress
 from shared.packing import unpack_i32, unpack_i64
 from tests.services.gpu_worker.fake_runner import FakeRunner
+from tests.services.gpu_worker.guessing import GuessingExecutor
 from tests.services.scheduler.fake_worker import VOCABULARY, expected_output
 from tests.services.scheduler.prompts import prompts
 from tests.services.scheduler.world import World
@@ -91,6 +92,7 @@ class EngineWorker:
     max_running: int
     budget: int
     run_ahead: int = 0
+    guesses: bool = False
     inbox: list[Plan] = field(default_factory=list)
     outputs: dict[int, dict[int, int]] = field(default_factory=dict)
     ended: dict[int, Ended] = field(default_factory=dict)
@@ -99,7 +101,7 @@ class EngineWorker:
 
     def __post_init__(self) -> None:
         self.runner = FakeRunner(self.num_pages, self.page_size, 4000, VOCABULARY, predict)
-        executor = StepExecutor(self.runner, 64)
+        executor = (GuessingExecutor if self.guesses else StepExecutor)(self.runner, 64)
         executor.run_ahead = self.run_ahead
         self.engine = Engine(executor, self.budget, lambda: 1.0, Shelf())
         self.applied = 0
@@ -170,9 +172,11 @@ def test_any_history_gives_every_request_the_answer_that_it_gets_alone(data: st.
             num_pages=data.draw(st.integers(44, 70)) // page_size,
             max_running=data.draw(st.integers(1, 6)),
             budget=data.draw(st.sampled_from([3, 8, 64])),
-            run_ahead=data.draw(st.integers(0, 1)),
+            run_ahead=int(ahead != "no"),
+            guesses=ahead == "guessing",
         )
         for name in ["w0", "w1"][: data.draw(st.integers(1, 2))]
+        for ahead in [data.draw(st.sampled_from(["no", "yes", "guessing"]))]
     }
     tuning = Tuning(headroom=data.draw(st.sampled_from([1, 4, 9])), low_water=data.draw(st.sampled_from([1, 3])))
     terms = itertools.count(1)

@@ -15,6 +15,7 @@ from services.gpu_worker.cuda.buckets import Buckets
 from services.gpu_worker.cuda.decoder import CudaDecoder
 from services.gpu_worker.cuda.graphs import Graphs
 from services.gpu_worker.cuda.preparation import RUNS, Preparation
+from services.gpu_worker.cuda.runs import DeviceRuns
 from services.gpu_worker.cuda.sampling import SeatSampler
 from services.gpu_worker.cuda.seats import Seats
 from services.gpu_worker.cuda.staging import Staging
@@ -22,6 +23,7 @@ from services.gpu_worker.cuda.step_rows import StepRows
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import Chunk
 from services.gpu_worker.grammar.masks import Masks
+from services.gpu_worker.grammar.prediction import NO_ROOM, Guesses, Room, RunTable
 from services.gpu_worker.kernels.copy_pages import copy_pages
 from services.gpu_worker.kv_cache import PagePool
 from services.gpu_worker.prefix_groups import plan_groups
@@ -38,6 +40,9 @@ RUN_AHEAD = 1
 MOST_CAPTURED_ROWS = 1024
 """Steps with chunks are captured up to so many rows: beyond, the device is busy for longer than launching takes."""
 MOST_CAPTURED_CHUNKS = 64
+LEAST_PLACES = 16
+DEMAND_SHARE = 1.25
+"""A step with guesses has room for somewhat more tokens of runs than steps had lately, and for the longest run."""
 MIN_GROUP_TOKENS = 256
 MIN_GROUP_ROWS = 3
 """A shared prefix is read once for all its sequences from here on: below, it comes from the cache for most of them."""
@@ -81,6 +86,8 @@ class CudaExecutor:
         self._hidden = torch.zeros(max_rows, model.config.hidden_size, dtype=model.dtype, device=device)
         self._logits = torch.zeros(num_seats, model.vocab_size, dtype=torch.float32, device=device)
         self._tokens = torch.zeros(num_seats, dtype=torch.int32, device=device)
+        self.runs = RunTable()
+        self._runs = DeviceRuns(self.runs, model.vocab_size, device)
         is_cuda = device.type == "cuda"
         self._results = [torch.zeros(num_seats, dtype=torch.int32, pin_memory=is_cuda) for _ in range(RUN_AHEAD + 2)]
         self._turn = 0
@@ -181,17 +188,18 @@ class CudaExecutor:
         return self._sampler.make_masks()
 
     @torch.inference_mode()
-    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> "CudaLaunch":
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> "CudaLaunch":
         self._staging.next_step()
         self._seats.flush(self._staging)
         self._sampler.flush(self._staging)
-        if chunks:
-            num_rows = self._launch_mixed(decode, chunks)
+        room = NO_ROOM
+        if chunks or guesses is not None:
+            num_rows, room = self._launch_mixed(decode, chunks, guesses)
         else:
             num_rows = self._launch_decode(decode)
         last = [chunk.sequence for chunk in chunks if chunk.step.wants_logits]
         states = [one.sampling for one in decode.sequences] + [one.sampling for one in last]
-        return CudaLaunch(self, num_rows, states)
+        return CudaLaunch(self, num_rows, states, room)
 
     def _launch_decode(self, decode: DecodeSet) -> int:
         size = self._decode_buckets.fill(len(decode))
@@ -213,19 +221,24 @@ class CudaExecutor:
         hidden = self._model.forward(rows, size, self._attention, self._seats.page_tables, self._pool)
         self._logits[:size].copy_(self._model.logits(hidden))
 
-    def _launch_mixed(self, decode: DecodeSet, chunks: Many[Chunk]) -> int:
-        """Decode and chunks in one pass."""
+    def _launch_mixed(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None) -> tuple[int, Room]:
+        """Decode and chunks in one pass, and runs where it is captured: rows of logits, room for runs."""
         self._set_groups(decode)
         self._placed = None
         num_decode = len(decode)
         num_tokens = num_decode + sum(len(chunk.step.token_ids) for chunk in chunks)
         num_wanted = num_decode + sum(chunk.step.wants_logits for chunk in chunks)
         is_small = num_tokens <= MOST_CAPTURED_ROWS and len(chunks) <= MOST_CAPTURED_CHUNKS
-        if is_small:
-            shape = self._captured_shape(num_tokens)
-        else:
+        if not is_small:
+            guesses = None
             shape = (num_tokens, len(chunks), self._rows.most_tiles(num_tokens, len(chunks)))
-        self._rows.set_mixed(decode.seats, chunks, *shape, self._staging)
+        else:
+            if guesses is not None:
+                self._runs.load(self._staging)
+                num_tokens += max(int(self.runs.demand * DEMAND_SHARE), LEAST_PLACES)
+                num_tokens = min(num_tokens, MOST_CAPTURED_ROWS)
+            shape = self._captured_shape(num_tokens)
+        room = self._rows.set_mixed(decode.seats, chunks, *shape, self._staging, guesses)
         if is_small:
             self._run_captured_mixed(shape)
         else:
@@ -233,7 +246,7 @@ class CudaExecutor:
         num_logit_rows = self._decode_buckets.fill(max(num_wanted, 1))
         if num_wanted:
             self._run_head(num_logit_rows)
-        return num_logit_rows
+        return num_logit_rows, room
 
     def _captured_shape(self, num_tokens: int) -> Shape:
         """Of the captured pass that takes so many tokens, in up to MOST_CAPTURED_CHUNKS chunks."""
@@ -255,6 +268,8 @@ class CudaExecutor:
         num_rows, _, num_tiles = shape
         rows.arrange(*shape)
         rows.begin(num_rows, has_chunks=True)
+        if longest is None:  # a captured pass
+            rows.predict(self._runs)
         self._attention.begin(
             rows, num_decode=decode_rows, num_tiles=num_tiles, has_groups=self._has_groups, longest=longest
         )
@@ -309,7 +324,10 @@ class CudaExecutor:
 class CudaLaunch:
     """A step under way. states: of the rows that are sampled, the first of num_rows."""
 
-    def __init__(self, executor: CudaExecutor, num_rows: int, states: list[SamplingState]) -> None:
+    def __init__(
+        self, executor: CudaExecutor, num_rows: int, states: list[SamplingState], room: Room = NO_ROOM
+    ) -> None:
+        self.room = room
         self._executor = executor
         self._num_rows = num_rows
         self._states = states

@@ -2,7 +2,8 @@
 
 A graph that was captured for N rows serves every step of up to N: rows without a sequence compute token 0 and write
 nothing. What chunks need (tokens, positions, parts and tiles of their attention) comes from the host, all of it in one
-copy; what sequences that decode need is gathered from their seats on the device.
+copy; what sequences that decode need is gathered from their seats on the device. Runs that are known to follow their
+newest tokens become chunks behind these, which the device adds by itself.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from services.gpu_worker.cuda.runs import DeviceRuns
 from services.gpu_worker.cuda.seats import Seats
 from services.gpu_worker.cuda.staging import Staging
 from services.gpu_worker.executor import Chunk
+from services.gpu_worker.grammar.prediction import NO_ROOM, NOWHERE, Guesses, Room
 from services.gpu_worker.kernels.begin_step import GIVEN_ROWS, LOGIT_ROWS, begin_step
 from services.gpu_worker.kernels.extend_attention import max_tiles, plan_extend
+from services.gpu_worker.kernels.predict_runs import BOUNDS, GUESS_ROWS, predict_runs
 
 I32 = npt.NDArray[np.int32]
 
@@ -31,7 +35,8 @@ class StepRows:
     token, NO_SEAT for what only fills up, and where that seat stands. logit_rows, logit_seats: the first two of these.
     What `arrange` sets: seats: int32 [rows]; given:
     int32 [GIVEN_ROWS, rows]; part_seats, part_firsts, part_starts, part_counts: int32 [parts], of the chunks; tiles:
-    int32 [2, T], of which num_tiles int32 [1] are there."""
+    int32 [2, T], of which num_tiles int32 [1] are there; guesses: int32 [GUESS_ROWS, at most L] and bounds:
+    int32 [BOUNDS], see `predict_runs`."""
 
     def __init__(
         self, max_rows: int, max_logit_rows: int, seats: Seats, page_size: int, tile_rows: int, device: torch.device
@@ -49,14 +54,15 @@ class StepRows:
         self._page_size = page_size
         self._logits_end = _aligned(LOGIT_ROWS * max_logit_rows)
         most_tiles = max_tiles(max_rows, max_rows, tile_rows)
-        self._buffer = int32(_Places(self._logits_end, max_rows, max_rows, most_tiles).end)
+        self._buffer = int32(_Places(self._logits_end, max_rows, max_rows, most_tiles, max_logit_rows).end)
         self.logits = self._buffer[: LOGIT_ROWS * max_logit_rows].view(LOGIT_ROWS, max_logit_rows)
         self.logit_rows, self.logit_seats = self.logits[0], self.logits[1]
         self.arrange(max_rows, 0, 0)
 
     def arrange(self, num_rows: int, num_parts: int, num_tiles: int) -> None:
         """Where a pass finds its arrays: as many rows, parts and tiles as `set_decode` or `set_mixed` was told."""
-        at = _Places(self._logits_end, num_rows, num_parts, num_tiles)
+        num_guesses = min(num_rows, self.max_logit_rows)
+        at = _Places(self._logits_end, num_rows, num_parts, num_tiles, num_guesses)
         buffer = self._buffer
         self.seats = buffer[at.seats : at.seats + num_rows]
         self.given = buffer[at.given : at.given + GIVEN_ROWS * num_rows].view(GIVEN_ROWS, num_rows)
@@ -65,13 +71,15 @@ class StepRows:
         )
         self.tiles = buffer[at.tiles : at.tiles + 2 * num_tiles].view(2, num_tiles)
         self.num_tiles = buffer[at.num_tiles : at.num_tiles + 1]
+        self.guesses = buffer[at.guesses : at.guesses + GUESS_ROWS * num_guesses].view(GUESS_ROWS, num_guesses)
+        self.bounds = buffer[at.bounds : at.bounds + BOUNDS]
 
     def most_tiles(self, num_rows: int, num_parts: int) -> int:
         return max_tiles(num_rows, num_parts, self._tile_rows)
 
     def set_decode(self, seats: I32, num_rows: int, staging: Staging) -> None:
         """The rows are sequences that decode, and are sampled, all of them."""
-        at = _Places(self._logits_end, num_rows, 0, 0)
+        at = _Places(self._logits_end, num_rows, 0, 0, 0)
         host = staging.reserve(at.given)
         rows, row_seats, positions, _ = host[: LOGIT_ROWS * self.max_logit_rows].reshape(LOGIT_ROWS, -1)
         rows[:num_rows] = np.arange(num_rows)
@@ -88,9 +96,12 @@ class StepRows:
         num_parts: int,
         num_tiles: int,
         staging: Staging,
-    ) -> None:
-        """Sequences that decode, then chunks, filled up to num_rows and num_parts; a tile list of num_tiles places."""
-        at = _Places(self._logits_end, num_rows, num_parts, num_tiles)
+        guesses: Guesses | None = None,
+    ) -> Room:
+        """Sequences that decode, then chunks, filled up to num_rows and num_parts; a tile list of num_tiles places.
+        With guesses the rows and parts that are left are for runs; returns how many these are."""
+        num_guesses = min(num_rows, self.max_logit_rows)
+        at = _Places(self._logits_end, num_rows, num_parts, num_tiles, num_guesses)
         host = staging.reserve(at.end)
         num_decode, num_chunks = len(seats), len(chunks)
         steps = [chunk.step for chunk in chunks]
@@ -125,7 +136,16 @@ class StepRows:
         # The seat may be behind: forced tokens did not pass through it.
         stands_at[sampled] = (starts + counts - 1)[is_sampled]
         outputs[sampled] = [chunk.sequence.num_sampled for chunk in chunks if chunk.step.wants_logits]
+
+        numbers, most = host[at.guesses : at.guesses + GUESS_ROWS * num_guesses].reshape(GUESS_ROWS, -1)
+        numbers[:] = NOWHERE
+        room = NO_ROOM
+        if guesses is not None:
+            numbers[:num_decode], most[:num_decode] = guesses.numbers, guesses.most
+            room = Room(num_rows - end, num_parts - num_chunks)
+        host[at.bounds : at.bounds + BOUNDS] = end, room.num_tokens, num_chunks
         staging.send(host, self._buffer)
+        return room
 
     def begin(self, num_rows: int, *, has_chunks: bool) -> None:
         """Launches the gathering of the first `num_rows` rows. They have been arranged."""
@@ -144,11 +164,36 @@ class StepRows:
             self.lengths[:num_rows],
         )
 
+    def predict(self, runs: DeviceRuns) -> None:
+        """Launches the lookup of runs, behind `begin` with has_chunks."""
+        predict_runs(
+            self.guesses,
+            self.bounds,
+            runs.follow,
+            runs.entries,
+            runs.texts,
+            runs.text_lengths,
+            self.seats,
+            self._state.last_token,
+            self._state.position,
+            self._state.output_index,
+            self._state.page_tables,
+            self._page_size,
+            self.logit_rows,
+            self.token_ids[: len(self.seats)],
+            self.positions[: len(self.seats)],
+            self.slots[: len(self.seats)],
+            (self.part_seats, self.part_firsts, self.part_starts, self.part_counts),
+            self.tiles,
+            self.num_tiles,
+            self._tile_rows,
+        )
+
 
 class _Places:
     """Where the arrays of a step begin in the buffer, and where the last of them ends."""
 
-    def __init__(self, first: int, num_rows: int, num_parts: int, num_tiles: int) -> None:
+    def __init__(self, first: int, num_rows: int, num_parts: int, num_tiles: int, num_guesses: int) -> None:
         parts = _aligned(num_parts)
         self.seats = first
         self.given = first + _aligned(num_rows)
@@ -156,7 +201,9 @@ class _Places:
         self.parts = range(begin, begin + 4 * parts, parts) if parts else (begin,) * 4
         self.tiles = begin + 4 * parts
         self.num_tiles = self.tiles + _aligned(2 * num_tiles)
-        self.end = self.num_tiles + _ALIGNED
+        self.guesses = self.num_tiles + _ALIGNED
+        self.bounds = self.guesses + _aligned(GUESS_ROWS * num_guesses)
+        self.end = self.bounds + _ALIGNED
 
 
 def _aligned(count: int) -> int:

@@ -7,6 +7,8 @@ determinised pushdown automaton, lazily built; a call at the end of a rule leave
 most grammars have few states, and those without recursion finitely many).
 """
 
+import time
+
 from services.gpu_worker.grammar.matcher import I32
 from services.gpu_worker.grammar.rules import DONE, Edges, Op, Rules
 
@@ -16,6 +18,8 @@ MAX_WAYS = 128
 MAX_LOOKED_AT = 512
 """Places that are looked at for where a byte leads: half a millisecond. Schemas in use need 50."""
 MAX_STACKS = 65536
+EXPLORED_SHARE = 4
+"""A quarter of the states and stacks may be made for texts that nobody may ever write."""
 MAX_MASK_BYTES = 16 * 2**20
 MAX_RUNS = 64
 """That are remembered of a state."""
@@ -39,9 +43,9 @@ class State:
     """can_end: whether the text is whole. None is what nobody has found out yet of these: mask: int32 [mask_width(V)],
     the tokens that may follow; is_decided: whether they all begin alike (see Vocabulary.are_decided); forced: the text
     that must follow. runs: the tokens that are forced, by the word before (see forced.py), and the least limit at which
-    they are these."""
+    they are these. number, era: see prediction.py."""
 
-    __slots__ = ("can_end", "follow", "forced", "is_decided", "mask", "runs", "stacks")
+    __slots__ = ("can_end", "era", "follow", "forced", "is_decided", "mask", "number", "runs", "stacks")
 
     def __init__(self, stacks: frozenset[int]) -> None:
         self.stacks = stacks
@@ -51,6 +55,7 @@ class State:
         self.is_decided: bool | None = None
         self.forced: bytes | None = None
         self.runs: dict[bytes, tuple[tuple[int, ...], int]] = {}
+        self.number = self.era = 0
 
     def remember_run(self, word: bytes, run: tuple[int, ...], limit: int) -> None:
         if len(self.runs) == MAX_RUNS:
@@ -93,6 +98,32 @@ class Automaton:
             after = state.follow[byte]
             state = after if after is not None else self._step(state, byte)
         return state if state is not self._nowhere else None
+
+    def explore(self, state: State, until: float) -> bool:
+        """Finds out where the bytes lead of which nobody knows, while the thread's time is before `until` and there is
+        place for states that nobody may ever come to; whether nothing is left to find out."""
+        follow = state.follow
+        for byte in range(256):
+            if follow[byte] is None:
+                if self._is_full or not self.has_room:
+                    break
+                if time.thread_time() >= until:
+                    return False
+                try:
+                    self._step(state, byte)
+                except TooManyStates:  # there, where nobody may ever come
+                    self._is_full = False
+                    break
+        return True
+
+    def is_nowhere(self, state: State) -> bool:
+        """Whether the state is that of a text that the grammar does not allow."""
+        return state is self._nowhere
+
+    @property
+    def has_room(self) -> bool:
+        """For states that nobody may ever come to."""
+        return len(self._states) < MAX_STATES // EXPLORED_SHARE and len(self._stacks) < MAX_STACKS // EXPLORED_SHARE
 
     def remember_mask(self, state: State, mask: I32, *, is_decided: bool) -> None:
         """Keeps a copy, one for all states that allow the same, while there is room."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from services.gpu_worker.grammar.automaton import State
+    from services.gpu_worker.grammar.automaton import Automaton, State
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -24,10 +24,13 @@ def mask_width(vocab_size: int) -> int:
 
 class Matcher(Protocol):
     """One engine's matcher over a vocabulary of V tokens. state: where in its grammar's automaton it is; None where it
-    has none, or does not know."""
+    has none, or does not know. automaton: this one."""
 
     @property
     def state(self) -> "State | None": ...
+
+    @property
+    def automaton(self) -> "Automaton | None": ...
 
     def accept(self, token_id: int) -> bool:
         """Goes on by a token; False, and no change, if the grammar does not allow it."""

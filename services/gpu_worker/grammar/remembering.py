@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class RememberingMatcher:
-    """state: None before there is an automaton, and once it cannot follow; the other matcher then does all the work."""
+    """state: None before there is an automaton, and once it cannot follow; the other matcher then does all the work.
+    automaton: of which the state is."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class RememberingMatcher:
         """find_automaton: None if it is not there yet, TooManyStates if there will be none."""
         self._matcher = matcher
         self._find_automaton: Callable[[], Automaton | None] | None = find_automaton
-        self._automaton: Automaton | None = None
+        self.automaton: Automaton | None = None
         self._vocabulary = vocabulary
         self._stop_token_ids = stop_token_ids
         self._states: list[State] = []
@@ -57,7 +58,7 @@ class RememberingMatcher:
         self._find_automaton = None
         self._before.clear()
         if state is not None:
-            self._automaton, self._states, self.state = automaton, states, state
+            self.automaton, self._states, self.state = automaton, states, state
 
     def _walk(self, automaton: Automaton, state: State, token_id: int) -> State | None:
         text = self._vocabulary.token_bytes[token_id]
@@ -68,9 +69,9 @@ class RememberingMatcher:
             self._find()
         state = self.state
         if state is not None:
-            assert self._automaton is not None
+            assert self.automaton is not None
             try:
-                state = self._walk(self._automaton, state, token_id)
+                state = self._walk(self.automaton, state, token_id)
             except TooManyStates:
                 state = None
             if state is not None:
@@ -132,9 +133,9 @@ class RememberingMatcher:
         self._untold.clear()
 
     def _remember(self, state: State, mask: I32) -> None:
-        assert self._automaton is not None
+        assert self.automaton is not None
         [is_decided] = self._vocabulary.are_decided(mask[None], np.zeros(1, np.int64)).tolist()
-        self._automaton.remember_mask(state, mask, is_decided=is_decided)
+        self.automaton.remember_mask(state, mask, is_decided=is_decided)
 
     @classmethod
     def accept_many(cls, matchers: "Sequence[RememberingMatcher]", token_ids: Sequence[int]) -> list[bool]:

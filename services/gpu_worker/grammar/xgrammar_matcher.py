@@ -19,7 +19,7 @@ class XGrammarMatcher:
     """barred: stop ids that masks leave out. handle: for batched calls, whose rows are to be passed through `tidy` if
     is_untidy."""
 
-    state = None
+    state = automaton = None
 
     def __init__(self, handle: xgrammar.GrammarMatcher, vocab_size: int, barred: Sequence[int] = ()) -> None:
         self.handle = handle

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from services.gpu_worker import metrics
 from services.gpu_worker.cuda import executor
 from services.gpu_worker.cuda.attention import StepAttention
 from services.gpu_worker.cuda.decoder import CudaDecoder
@@ -14,6 +15,7 @@ from services.gpu_worker.cuda.executor import CudaExecutor
 from services.gpu_worker.decoder import Decoder
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.executor import Executor, StepExecutor
+from services.gpu_worker.grammar import prediction
 from services.gpu_worker.grammar.library import Grammars
 from services.gpu_worker.grammar.matcher import Compiled
 from services.gpu_worker.grammar.vocabulary import Vocabulary
@@ -25,6 +27,7 @@ from services.gpu_worker.weights import RandomWeights
 from shared.messages import Admit, Drop, Grant, Plan, Retract, Sampling
 from shared.packing import pack_i32, unpack_i32, unpack_i64
 from tests.services.gpu_worker.grammar import toy
+from tests.services.gpu_worker.guessing import MisleadingTable
 
 VOCAB = 211
 PAGE = 4
@@ -254,6 +257,61 @@ def test_constrained_rows_give_the_tokens_of_the_cpu(
         assert (
             '"name": ' in toy.text_of(got.tokens[i]) if i % 2 else set(toy.text_of(got.tokens[i])[0]) < set("éêabcdef")
         )
+
+
+class Forms:
+    """Forms to fill in. The second digit of the age is followed by a run, the first is not."""
+
+    vocabulary: Vocabulary = toy.vocabulary()
+    compiled: Compiled = toy.regex(r'[34]{2}, "name": "[f-h]"\}')
+
+    def get(self, key: str) -> Compiled:
+        return self.compiled
+
+
+def forms(run: Run) -> None:
+    """Two waves of constrained rows beside a free one; one under penalties, one short of pages."""
+    for wave in range(2):
+        first = 20 * wave
+        kinds = [Sampling(temperature=1.0, seed=first + i) for i in range(5)]
+        kinds[3] = Sampling(temperature=0.9, seed=3, frequency_penalty=0.2)
+        run.plan(
+            *(
+                an_admit(
+                    first + i,
+                    a_prompt(3 + i, i),
+                    list(range(6 * i, 6 * i + (2 if i == 4 else 6))),
+                    max_tokens=12 if i else 5,
+                    sampling=kinds[i],
+                    stop=[toy.END],
+                    grammar="" if i == 2 else "form",
+                )
+                for i in range(5)
+            )
+        )
+        run.finish()
+        if first + 4 not in run.ended:
+            run.plan(Grant(sequence_id=first + 4, pages=pack_i32(array("i", range(26, 30)))))
+            run.finish()
+
+
+@pytest.mark.parametrize("table", [prediction.RunTable, MisleadingTable])
+def test_runs_that_are_guessed_change_nothing(
+    table: type[prediction.RunTable], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right or wrong: what was forced is told as such, what was wrong is computed again."""
+    monkeypatch.setattr(executor, "RunTable", table)
+    monkeypatch.setattr(prediction, "EXPLORED_S", 1.0)
+    config = LlamaConfig(**COMMON | {"vocab_size": toy.vocabulary().vocab_size}, tie_word_embeddings=True)
+    runs = [Run(by_steps(config), Forms()), Run(on_device(config, device), Forms())]
+    before = metrics.GUESSED_RIGHT._value.get(), metrics.GUESSED_WRONG._value.get()
+    for run in runs:
+        forms(run)
+    expected, got = runs
+    assert got.ended == expected.ended and len(got.ended) == 10
+    assert got.tokens == expected.tokens
+    right, wrong = metrics.GUESSED_RIGHT._value.get() - before[0], metrics.GUESSED_WRONG._value.get() - before[1]
+    assert right > 2 and (wrong > 0) == (table is MisleadingTable)
 
 
 SAMPLINGS = {
