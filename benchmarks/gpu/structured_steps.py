@@ -5,8 +5,8 @@
 
 Weights are random; the folder needs config.json and a tokenizer. All rows arrive together, greedy, each with a prompt
 of its own. Prints for every round: output tokens a second from the arrival on, how many of them were forced, the steps,
-what one takes, and what it costs the engine's thread. --profile: of one more round, how much of the time the GPU
-computes, and in which kernels. The first rounds compile and capture.
+what one takes, what it costs the engine's thread, and how many runs were guessed right and wrong. --profile: of one
+more round, how much of the time the GPU computes, and in which kernels. The first round compiles.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.constrained_load import OneGrammar, add_arguments, admits, run
+from services.gpu_worker import metrics
 from services.gpu_worker.config import Settings, resolve
 from services.gpu_worker.engine import Engine
 from services.gpu_worker.grammar.vocabulary import load_vocabulary
@@ -28,9 +29,16 @@ class Bench:
         limits = resolve(settings)
         self.executor = load_executor(settings, limits)
         self.executor.warm_up()
+        while self.executor.prepare():
+            pass
         grammars = OneGrammar(load_vocabulary(arguments.model_path, self.executor.vocab_size), "city")
         self.engine = Engine(
-            self.executor, limits.prefill_budget, time.time, grammars, forces_runs=not arguments.no_forced_runs
+            self.executor,
+            limits.prefill_budget,
+            time.time,
+            grammars,
+            mixed_budget=limits.mixed_budget,
+            forces_runs=not arguments.no_forced_runs,
         )
         self.rows, self.prompt, self.tokens = arguments.rows, arguments.prompt, arguments.tokens
         self.random = np.random.default_rng(0)
@@ -42,14 +50,17 @@ class Bench:
         prompts = self.random.integers(200, 48_000, (self.rows, self.prompt)).tolist()
         grammar = kind if kind == "json" else ""
         commands = admits(self.number * self.rows, prompts, self.tokens, self.executor.page_size, grammar)
+        outcomes = (metrics.GUESSED_RIGHT, metrics.GUESSED_WRONG)
+        before = [int(count._value.get()) for count in outcomes]
         torch.cuda.synchronize()
         started = time.perf_counter()
         done = run(self.engine, self.number, commands)
         spent = time.perf_counter() - started
+        right, wrong = (int(count._value.get()) - then for count, then in zip(outcomes, before, strict=True))
         print(
             f"{kind:4} {done.tokens / spent:9.0f} tok/s, {done.tokens} tokens, {done.forced / done.tokens:4.0%} forced"
             f", {done.steps} steps of {spent / done.steps * 1e3:.2f} ms"
-            f"; thread {done.thread_s / done.steps * 1e3:.2f} ms",
+            f"; thread {done.thread_s / done.steps * 1e3:.2f} ms; guessed {right} and {wrong}",
             flush=True,
         )
         return done.steps
