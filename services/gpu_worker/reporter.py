@@ -20,6 +20,9 @@ HELD_S = 0.1
 """What the scheduler may not know yet of steady decode: tokens of a sequence, and for how long."""
 HEARTBEAT_BACKLOG = 64
 """With so many commands unwritten the broker is away, and signs of life would only pile up."""
+PLANS_KEPT_S = 3600
+PLANS_RENEWED_S = 10.0
+"""The plans of a worker that dies together with the scheduler go away by themselves: it says so again and again."""
 
 
 class Reporter:
@@ -37,7 +40,7 @@ class Reporter:
         self._held: Report | None = None
         self._held_steps = 0
         self._flushing: asyncio.TimerHandle | None = None
-        self._flushed_at = self._posted_at = float("-inf")
+        self._flushed_at = self._posted_at = self._renewed_at = float("-inf")
         self._epoch: int | None = None
         self._number = 0
         self._applied = 0
@@ -120,9 +123,14 @@ class Reporter:
 
     def beat(self) -> None:
         """A sign of life, if nothing was said lately. To be called twice a heartbeat while the engine lives."""
-        is_due = self._loop.time() - self._posted_at > HEARTBEAT_S / 2
-        if is_due and self._epoch is not None and self._bus.outbox.backlog < HEARTBEAT_BACKLOG:
+        now = self._loop.time()
+        if self._epoch is None or self._bus.outbox.backlog >= HEARTBEAT_BACKLOG:
+            return
+        if now - self._posted_at > HEARTBEAT_S / 2:
             self._post_progress(self._held or Report(self._epoch, self._applied, stalled=self._stalled))
+        if now - self._renewed_at > PLANS_RENEWED_S:
+            self._renewed_at = now
+            self._bus.outbox.expire(plan_stream(self._worker), PLANS_KEPT_S)
 
     def note_read(self, delivery: Delivery[Plan]) -> None:
         """A plan was read from the stream and goes to the engine."""

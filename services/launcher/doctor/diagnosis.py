@@ -136,15 +136,16 @@ def _logs(snapshot: Snapshot) -> Said:
     for name, length in snapshot.lengths.items():
         kind, _, addressee = name.partition(":")
         if kind == "plan" and addressee not in live:
-            yield (
-                f"{name}: plans for a worker that is not there",
-                f"it goes when the worker comes back; or delete {name}",
-            )
+            if name in snapshot.unexpiring:
+                yield (
+                    f"{name}: plans for a worker that is not there",
+                    f"it goes when the worker comes back; or delete {name}",
+                )
         elif kind == "plan" and length > PLAN_LENGTH:
             yield f"{name}: {length} plans wait", "the worker does not read them: see its log"
         elif kind == "events" and length > LOG_LENGTH:
             yield f"events: {length} reports wait", "the scheduler does not keep up, or is gone"
-    for name in snapshot.unexpiring:
+    for name in (name for name in snapshot.unexpiring if name.startswith("reply:")):
         yield f"{name} would stay for ever", "its gateway died before it could say how long to keep it: delete it"
 
 

@@ -54,7 +54,7 @@ class DeadLetters:
 @dataclass(slots=True)
 class Snapshot:
     """instances: as registered; broken: registry fields that do not decode; lengths: of the logs, by name; owners:
-    the token shards' readers, None where there is none; unexpiring: reply streams that would stay for ever."""
+    the token shards' readers, None where there is none; unexpiring: plan and reply streams that would stay for ever."""
 
     broker: Broker
     instances: list[Instance] = field(default_factory=list)
@@ -153,7 +153,8 @@ async def _look_at_keys(bus: Bus, snapshot: Snapshot) -> None:
             last: Any = await bus.client.xrevrange(key, count=1)
             why = last[0][1].get(b"why", b"").decode(errors="replace") if last else ""
             snapshot.dead.append(DeadLetters(name, int(await bus.client.xlen(key)), why))
-        elif name.startswith("plan:"):
+            continue
+        if name.startswith("plan:"):
             snapshot.lengths[name] = int(await bus.client.xlen(key))
-        elif name.startswith("reply:") and await bus.client.ttl(key) == -1:
+        if name.startswith(("plan:", "reply:")) and await bus.client.ttl(key) == -1:
             snapshot.unexpiring.append(name)

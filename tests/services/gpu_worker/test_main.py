@@ -17,6 +17,7 @@ import torch
 from msgspec import structs
 
 from services.gpu_worker import main as worker_main
+from services.gpu_worker import reporter
 from services.gpu_worker.config import Settings
 from services.gpu_worker.executor import StepExecutor
 from services.gpu_worker.main import EngineHung, serve
@@ -235,6 +236,17 @@ async def test_what_the_engine_applied_leaves_the_plan_stream(bus: Bus) -> None:
             if await bus.client.xlen(bus.key(f"plan:{WORKER}")) == 1:
                 return
         raise AssertionError("the plan stream keeps what was applied")
+
+
+async def test_plans_that_nobody_will_read_go_away_by_themselves(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "PLANS_RENEWED_S", 0.05)
+    key = bus.key(plan_stream(WORKER).name)
+    async with a_worker(bus, FakeRunner()) as scheduler:
+        scheduler.plan(an_admit(1, [1, 2], [0, 1, 2], 30))
+        async with asyncio.timeout(5):
+            while await bus.client.ttl(key) < 0:  # noqa: ASYNC110 - the broker tells nobody
+                await asyncio.sleep(0.05)
+        assert reporter.PLANS_KEPT_S - 5 < await bus.client.ttl(key) <= reporter.PLANS_KEPT_S
 
 
 async def test_a_leftover_plan_stream_is_not_obeyed(bus: Bus) -> None:

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from services.launcher.doctor.command import find_broker
+from services.launcher.doctor.diagnosis import findings
 from services.launcher.doctor.snapshot import look
 from services.launcher.main import main
 from shared.errors import ConfigError
 from shared.ledger import LEDGER_KEY, Ledger
-from shared.messages import Abort, Deltas
+from shared.messages import Abort, Deltas, Plan
 from shared.registry import Registry
 from shared.streams import SCHEDULE, TOKENIZE, Bus, plan_stream, reply_stream
 
@@ -54,6 +55,17 @@ async def test_what_the_broker_shows(bus: Bus) -> None:
     assert seen.ledger is not None and seen.ledger.sequences == 3
     assert [one.instance for one in seen.instances] == ["s-0"]
     assert plan_stream("w").name not in seen.lengths
+
+
+async def test_plans_that_go_away_by_themselves_are_no_fault(bus: Bus) -> None:
+    for worker in ("w-0", "w-1"):
+        bus.outbox.post(plan_stream(worker), Plan(epoch=1, number=1, commands=[]))
+    bus.outbox.expire(plan_stream("w-1"), 60)
+    await bus.outbox.flush()
+    seen = await look(bus)
+    assert seen.unexpiring == ["plan:w-0"]
+    told = [finding.what for finding in findings(seen)]
+    assert "plan:w-0: plans for a worker that is not there" in told and not any("w-1" in one for one in told)
 
 
 async def test_faults_are_told_and_the_exit_code_says_so(

@@ -104,7 +104,7 @@ def instead(name: str, **changed: Any) -> dict[str, Any]:
             {"work": {"schedule": Work(5, has_group=True, pending=5)}},
             "schedule: 5 requests are pending and the scheduler knows of none",
         ),
-        ({"lengths": {"plan:gone": 2}}, "plan:gone: plans for a worker that is not there"),
+        ({"lengths": {"plan:gone": 2}, "unexpiring": ["plan:gone"]}, "plan:gone: plans for a worker that is not there"),
         ({"lengths": {"plan:w-0": 2000}}, "plan:w-0: 2000 plans wait"),
         ({"lengths": {"events": 20000}}, "events: 20000 reports wait"),
         ({"unexpiring": ["reply:g"]}, "reply:g would stay for ever"),
