@@ -35,13 +35,15 @@ MAX_TOKEN_BYTES = 16
 """Longer tokens are not walked through."""
 NOWHERE = 0
 """The number where there is no way, or none that the device knows: every byte leads there again."""
-EXPLORED_S = 0.001
-"""A step's time to find out where bytes lead, some ten states. A schema has hundreds."""
+EXPLORED_S = 0.0005
+"""A step's time to find out where bytes lead, some six states, while the device computes. A schema has hundreds."""
 
 _eras = itertools.count(1)
 """What numbers were given in: a state may have one of another table, or of the same before it was full."""
 _SURE = 4
 _MISSED = 2
+_LATER, _NEXT, _DONE = range(3)
+"""When it is found out where bytes lead from a state."""
 _SMOOTH = 8
 """Steps over which demand is averaged."""
 
@@ -89,6 +91,7 @@ class RunTable:
         self._era = next(_eras)
         self._next = NOWHERE + 1
         self._runs: dict[int, tuple[tuple[int, ...], int]] = {}
+        self._progress = bytearray(MAX_NUMBERS)
         self._unexplored: deque[tuple[Automaton, State]] = deque()
         self._changed: set[int] = set()
 
@@ -102,17 +105,23 @@ class RunTable:
                 self.text_lengths[token_id] = len(text)
 
     def number(self, automaton: Automaton, state: State) -> int:
-        """Of a state of this automaton. When there is no number left all begin afresh."""
-        if state.era == self._era:
-            return state.number
+        """Of a state of this automaton to which somebody came: where bytes lead from it is looked at first. When there
+        is no number left all begin afresh."""
+        number = state.number if state.era == self._era else self._give_number(state)
+        if self._progress[number] == _LATER:
+            self._progress[number] = _NEXT
+            self._unexplored.appendleft((automaton, state))
+        return number
+
+    def _give_number(self, state: State) -> int:
         if self._next == MAX_NUMBERS:
             self._begin()
         state.era, state.number = self._era, self._next
         self._next += 1
         self.follow[state.number] = NOWHERE
         self.entries[state.number, 0] = 0
+        self._progress[state.number] = _LATER
         self._changed.add(state.number)
-        self._unexplored.append((automaton, state))
         return state.number
 
     def explore(self) -> None:
@@ -121,9 +130,13 @@ class RunTable:
         until = time.thread_time() + EXPLORED_S
         while self._unexplored and time.thread_time() < until:
             automaton, state = self._unexplored[0]
-            if not automaton.explore(state, until):
+            is_done = self._progress[state.number] == _DONE  # it came first, and was here a second time
+            if not is_done and not automaton.explore(state, until):
                 return
             self._unexplored.popleft()
+            if is_done:
+                continue
+            self._progress[state.number] = _DONE
             row = []
             before, number = None, NOWHERE
             for after in state.follow:
@@ -139,8 +152,10 @@ class RunTable:
             return NOWHERE
         if state.era == self._era:
             return state.number
-        has_room = self._next < MAX_EXPLORED and automaton.has_room
-        return self.number(automaton, state) if has_room else NOWHERE
+        if self._next >= MAX_EXPLORED or not automaton.has_room:
+            return NOWHERE
+        self._unexplored.append((automaton, state))
+        return self._give_number(state)
 
     def observe(self, automaton: Automaton, state: State, run: Sequence[int]) -> None:
         """What the grammar forced in the state; nothing if `run` is empty."""

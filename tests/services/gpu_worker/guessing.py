@@ -7,7 +7,7 @@ import numpy as np
 
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import Chunk, StepExecutor, StepLaunch
-from services.gpu_worker.grammar.automaton import Automaton, State
+from services.gpu_worker.grammar.automaton import State
 from services.gpu_worker.grammar.prediction import NO_ROOM, Guesses, Room, RunTable
 from services.gpu_worker.step import Runner, SequenceStep
 
@@ -15,11 +15,9 @@ from services.gpu_worker.step import Runner, SequenceStep
 class MisleadingTable(RunTable):
     """Believes that something is forced everywhere, until it is told."""
 
-    def number(self, automaton: Automaton, state: State) -> int:
-        before = self._next
-        number = super().number(automaton, state)
-        if self._next > before:
-            self._show(number, (number % 7 + 2,) * (1 + number % 2), 1)
+    def _give_number(self, state: State) -> int:
+        number = super()._give_number(state)
+        self._show(number, (number % 7 + 2,) * (1 + number % 2), 1)
         return number
 
 
