@@ -69,7 +69,8 @@ class Drawing:
         return empty_masks(self.num_seats, self.vocab_size)
 
     def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> "Draw":
-        self.runs.take_changes()
+        self.runs.changes()
+        self.runs.note_copied()
         return Draw(self, len(decode) + sum(chunk.step.wants_logits for chunk in chunks), guesses is not None)
 
 

@@ -36,7 +36,7 @@ class RunGuesses:
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Whose tokens the grammars are of; before anything is asked."""
         if self._table is not None:
-            self._table.set_vocabulary(vocabulary.token_bytes)
+            self._table.set_vocabulary(vocabulary.texts, vocabulary.text_lengths)
 
     def ask(self, decode: DecodeSet) -> Guesses | None:
         """What may be looked up while the newest tokens of these sequences are under way, which have been launched

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Many
 from services.gpu_worker.config import Limits, Settings
 from services.gpu_worker.decode_set import DecodeSet
 from services.gpu_worker.executor import Chunk, Executor, Launch
+from services.gpu_worker.grammar.prediction import Guesses
 from services.gpu_worker.load import load_executor
 from services.gpu_worker.main import main
 from tests.chaos.model import token_id
@@ -28,12 +29,12 @@ class MortalExecutor:
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    def launch(self, decode: DecodeSet, chunks: Many[Chunk]) -> Launch:
+    def launch(self, decode: DecodeSet, chunks: Many[Chunk], guesses: Guesses | None = None) -> Launch:
         if any(self._is_marked(sequence.token_ids) for sequence in decode.sequences):
             self._steps += 1
             if self._steps == LAST_STEP:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return self._inner.launch(decode, chunks)
+        return self._inner.launch(decode, chunks, guesses)
 
     def _is_marked(self, token_ids: Many[int]) -> bool:
         length = len(self._mark)

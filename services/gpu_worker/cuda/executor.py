@@ -82,7 +82,8 @@ class CudaExecutor:
         )
         self._graphs = Graphs(uses_graphs and device.type == "cuda")
         self._decode_buckets = Buckets(num_seats)
-        self._row_buckets = Buckets(MOST_CAPTURED_ROWS)
+        self._most_captured = min(MOST_CAPTURED_ROWS, max_rows)
+        self._row_buckets = Buckets(self._most_captured)
         self._hidden = torch.zeros(max_rows, model.config.hidden_size, dtype=model.dtype, device=device)
         self._logits = torch.zeros(num_seats, model.vocab_size, dtype=torch.float32, device=device)
         self._tokens = torch.zeros(num_seats, dtype=torch.int32, device=device)
@@ -193,6 +194,8 @@ class CudaExecutor:
         self._seats.flush(self._staging)
         self._sampler.flush(self._staging)
         room = NO_ROOM
+        if len(decode) > self._most_captured:
+            guesses = None
         if chunks or guesses is not None:
             num_rows, room = self._launch_mixed(decode, chunks, guesses)
         else:
@@ -228,7 +231,7 @@ class CudaExecutor:
         num_decode = len(decode)
         num_tokens = num_decode + sum(len(chunk.step.token_ids) for chunk in chunks)
         num_wanted = num_decode + sum(chunk.step.wants_logits for chunk in chunks)
-        is_small = num_tokens <= MOST_CAPTURED_ROWS and len(chunks) <= MOST_CAPTURED_CHUNKS
+        is_small = num_tokens <= self._most_captured and len(chunks) <= MOST_CAPTURED_CHUNKS
         if not is_small:
             guesses = None
             shape = (num_tokens, len(chunks), self._rows.most_tiles(num_tokens, len(chunks)))
@@ -236,7 +239,7 @@ class CudaExecutor:
             if guesses is not None:
                 self._runs.load(self._staging)
                 num_tokens += max(int(self.runs.demand * DEMAND_SHARE), LEAST_PLACES)
-                num_tokens = min(num_tokens, MOST_CAPTURED_ROWS)
+                num_tokens = min(num_tokens, self._most_captured)
             shape = self._captured_shape(num_tokens)
         room = self._rows.set_mixed(decode.seats, chunks, *shape, self._staging, guesses)
         if is_small:

@@ -3,7 +3,8 @@
 import torch
 
 from services.gpu_worker.cuda.staging import Staging
-from services.gpu_worker.grammar.prediction import ENTRY, MAX_NUMBERS, MAX_TOKEN_BYTES, RunTable
+from services.gpu_worker.grammar.prediction import ENTRY, MAX_NUMBERS, RunTable
+from services.gpu_worker.grammar.vocabulary import MAX_TOKEN_BYTES
 
 
 class DeviceRuns:
@@ -22,12 +23,13 @@ class DeviceRuns:
         """What is new in the table."""
         table = self._table
         if not self._has_texts and table.texts is not None and table.text_lengths is not None:
-            self._has_texts = True
             self.texts.copy_(torch.from_numpy(table.texts))
             self.text_lengths.copy_(torch.from_numpy(table.text_lengths))
-        changes = table.take_changes()
+            self._has_texts = True
+        changes = table.changes()
         if changes is not None:
             numbers, follow, entries = changes
             at = staging.to_device(numbers, self._device)
             self.follow.index_copy_(0, at, staging.to_device(follow, self._device).view(-1, 256))
             self.entries.index_copy_(0, at, staging.to_device(entries, self._device).view(-1, ENTRY))
+            table.note_copied()

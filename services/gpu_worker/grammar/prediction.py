@@ -18,21 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from services.gpu_worker.grammar.automaton import Automaton, State
-
-I32 = npt.NDArray[np.int32]
-U8 = npt.NDArray[np.uint8]
+from services.gpu_worker.grammar.matcher import I32
+from services.gpu_worker.grammar.vocabulary import MAX_TOKEN_BYTES, U8
 
 MAX_NUMBERS = 8192
 """States that are known to the device at a time, of all grammars: 9 MB with their runs."""
 MAX_EXPLORED = MAX_NUMBERS * 3 // 4
 """So many may have a number that nobody may ever come to."""
+MAX_UNEXPLORED = 512
+"""So many of these wait to be explored, and keep their grammars in memory. Others wait for somebody to come."""
 MAX_LENGTH = 15
 """Longer runs are rarer, and are computed by a step of their own."""
 HEADER = 1
 """Of an entry: its length; the run's tokens follow."""
 ENTRY = HEADER + MAX_LENGTH
-MAX_TOKEN_BYTES = 16
-"""Longer tokens are not walked through."""
 NOWHERE = 0
 """The number where there is no way, or none that the device knows: every byte leads there again."""
 EXPLORED_S = 0.0005
@@ -78,9 +77,9 @@ class RunTable:
     """States by their numbers. V: size of the vocabulary.
 
     follow: int32 [MAX_NUMBERS, 256], the number of the state after each byte. entries: int32 [MAX_NUMBERS, ENTRY], a
-    length of 0 where nothing is forced, or nothing that is to be relied on. texts: uint8 [V, MAX_TOKEN_BYTES], each
-    token's bytes, and text_lengths: int32 [V], how many, 0 for those that are not walked through; None until
-    `set_vocabulary`. demand: tokens of runs that a step could have computed lately."""
+    length of 0 where nothing is forced, or nothing that is to be relied on. texts: uint8 [V, MAX_TOKEN_BYTES] and
+    text_lengths: int32 [V], see `Vocabulary`; None until `set_vocabulary`. demand: tokens of runs that a step could
+    have computed lately."""
 
     def __init__(self) -> None:
         self.follow: I32 = np.zeros((MAX_NUMBERS, 256), np.int32)
@@ -95,14 +94,10 @@ class RunTable:
         self._unexplored: deque[tuple[Automaton, State]] = deque()
         self._changed: set[int] = set()
 
-    def set_vocabulary(self, token_bytes: Sequence[bytes]) -> None:
+    def set_vocabulary(self, texts: U8, text_lengths: I32) -> None:
         """Once."""
-        self.texts = np.zeros((len(token_bytes), MAX_TOKEN_BYTES), np.uint8)
-        self.text_lengths = np.zeros(len(token_bytes), np.int32)
-        for token_id, text in enumerate(token_bytes):
-            if 0 < len(text) <= MAX_TOKEN_BYTES:
-                self.texts[token_id, : len(text)] = np.frombuffer(text, np.uint8)
-                self.text_lengths[token_id] = len(text)
+        assert texts.shape == (len(text_lengths), MAX_TOKEN_BYTES)
+        self.texts, self.text_lengths = texts, text_lengths
 
     def number(self, automaton: Automaton, state: State) -> int:
         """Of a state of this automaton to which somebody came: where bytes lead from it is looked at first. When there
@@ -154,8 +149,10 @@ class RunTable:
             return state.number
         if self._next >= MAX_EXPLORED or not automaton.has_room:
             return NOWHERE
-        self._unexplored.append((automaton, state))
-        return self._give_number(state)
+        number = self._give_number(state)
+        if len(self._unexplored) < MAX_UNEXPLORED:
+            self._unexplored.append((automaton, state))
+        return number
 
     def observe(self, automaton: Automaton, state: State, run: Sequence[int]) -> None:
         """What the grammar forced in the state; nothing if `run` is empty."""
@@ -201,14 +198,17 @@ class RunTable:
         found: list[int] = self.entries[number, HEADER : HEADER + length].tolist()
         return found
 
-    def take_changes(self) -> "tuple[npt.NDArray[np.int64], I32, I32] | None":
+    def changes(self) -> "tuple[npt.NDArray[np.int64], I32, I32] | None":
         """Numbers int64 [C], and what a copy lacks of them: int32 [C, 256] of `follow`, int32 [C, ENTRY] of `entries`;
-        None for nothing. Each once."""
+        None for nothing."""
         if not self._changed:
             return None
         numbers = np.fromiter(self._changed, np.int64, len(self._changed))
-        self._changed.clear()
         return numbers, self.follow[numbers], self.entries[numbers]
+
+    def note_copied(self) -> None:
+        """The changes have arrived where the copy is."""
+        self._changed.clear()
 
     def _show(self, number: int, run: tuple[int, ...], score: int) -> None:
         before = self._runs.get(number)
@@ -225,5 +225,4 @@ class RunTable:
         self._era = next(_eras)
         self._next = NOWHERE + 1
         self._runs.clear()
-        self._unexplored.clear()
-        self._changed.clear()
+        self._unexplored.clear()  # what changed stays to be copied: rows that were just asked about have old numbers

@@ -24,8 +24,12 @@ NO_TEXT = 256
 """In place of a first byte: of special tokens and padding."""
 HEAD_WORDS = 64
 """Part of a mask row that shows most choices: single bytes and short texts come first in most vocabularies."""
+MAX_TOKEN_BYTES = 16
+"""Of tokens whose bytes are kept as a table: longer ones are rare."""
 REMEMBERED = 1024
 """Answers to the same question about forced text that are kept: grammars force the same few texts again and again."""
+
+U8 = npt.NDArray[np.uint8]
 
 _NO_IDS: I64 = np.empty(0, np.int64)
 
@@ -33,7 +37,9 @@ _NO_IDS: I64 = np.empty(0, np.int64)
 class Vocabulary:
     """V = vocab_size: width of the logits, which may be more than the tokenizer has tokens. Safe for several threads.
 
-    backend: the tokenizer. token_bytes: what each of the V tokens stands for; empty for special ones and padding."""
+    backend: the tokenizer. token_bytes: what each of the V tokens stands for; empty for special ones and padding.
+    texts: uint8 [V, MAX_TOKEN_BYTES], the same filled up with zeros, and text_lengths: int32 [V], how many bytes, 0 for
+    those with more."""
 
     def __init__(self, backend: Tokenizer, vocab_size: int) -> None:
         self.backend = backend
@@ -46,6 +52,7 @@ class Vocabulary:
         self.token_bytes: list[bytes] = list(self.info(()).decoded_vocab)
         for special in self.info(()).special_token_ids:
             self.token_bytes[special] = b""
+        self.texts, self.text_lengths = padded(self.token_bytes)
         order = sorted((text, token_id) for token_id, text in enumerate(self.token_bytes) if text)
         self._sorted = [text for text, _ in order]
         self._sorted_ids: I64 = np.array([token_id for _, token_id in order], np.int64)
@@ -148,6 +155,16 @@ def load_vocabulary(model_path: str, vocab_size: int) -> Vocabulary:
 
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+def padded(texts: Sequence[bytes]) -> tuple[U8, I32]:
+    """[N, MAX_TOKEN_BYTES] bytes, and [N] how many there are of each; none of longer texts."""
+    lengths: I32 = np.fromiter(map(len, texts), np.int32, len(texts))
+    lengths[lengths > MAX_TOKEN_BYTES] = 0
+    filled = b"".join(
+        [text[:length].ljust(MAX_TOKEN_BYTES, b"\0") for text, length in zip(texts, lengths, strict=True)]
+    )
+    return np.frombuffer(filled, np.uint8).reshape(-1, MAX_TOKEN_BYTES).copy(), lengths
 
 
 def _byte_pairs(tokens: Sequence[bytes]) -> npt.NDArray[np.bool_]:

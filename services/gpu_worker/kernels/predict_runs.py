@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.gpu_worker.grammar.prediction import ENTRY, HEADER, MAX_LENGTH, MAX_NUMBERS, MAX_TOKEN_BYTES, NOWHERE
+from services.gpu_worker.grammar.prediction import ENTRY, HEADER, MAX_LENGTH, MAX_NUMBERS, NOWHERE
+from services.gpu_worker.grammar.vocabulary import MAX_TOKEN_BYTES
 
 GUESS_ROWS = 2
 """Of what the host gives of rows that decode: number (0 for none), and the longest run that has pages and leave."""

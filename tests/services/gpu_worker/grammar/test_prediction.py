@@ -22,6 +22,7 @@ from services.gpu_worker.grammar.prediction import (
     RunTable,
 )
 from services.gpu_worker.grammar.remembering import RememberingMatcher
+from services.gpu_worker.grammar.vocabulary import MAX_TOKEN_BYTES
 from services.gpu_worker.grammar.xgrammar_engine import XGrammarCompiled
 from tests.services.gpu_worker.grammar import toy
 
@@ -32,7 +33,7 @@ FORM = toy.regex(r'\{"name": "[a-e]{0,9}", "age": [3-5]{2}, "city": "([a-z ]|é)
 
 def a_table() -> RunTable:
     table = RunTable()
-    table.set_vocabulary(VOCABULARY.token_bytes)
+    table.set_vocabulary(VOCABULARY.texts, VOCABULARY.text_lengths)
     return table
 
 
@@ -105,7 +106,7 @@ def test_nothing_is_found_before_it_was_looked_where_bytes_lead() -> None:
     number = table.number(*after('{"name": "ab'))
     assert found(table, number, VOCABULARY.token_bytes.index(b'"')) == []
     table.explore()
-    assert table.take_changes() is not None
+    assert table.changes() is not None
 
 
 def shown(table: RunTable, number: int) -> list[int]:
@@ -161,9 +162,34 @@ def test_rows_have_room_in_their_order() -> None:
     assert table.demand > 0
 
 
-def test_changes_make_a_copy_equal() -> None:
+class Copy:
+    """As a device has it."""
+
+    def __init__(self, table: RunTable) -> None:
+        self._table = table
+        self.follow, self.entries = np.zeros_like(table.follow), np.zeros_like(table.entries)
+
+    def load(self) -> None:
+        changes = self._table.changes()
+        if changes is not None:
+            numbers, rows, runs = changes
+            self.follow[numbers], self.entries[numbers] = rows, runs
+            self._table.note_copied()
+
+    def assert_equal(self) -> None:
+        table = self._table
+        assert (self.follow == table.follow).all() and (self.entries[:, 0] == table.entries[:, 0]).all()
+        is_shown = table.entries[:, 0] > 0
+        assert (self.entries[is_shown] == table.entries[is_shown]).all()
+
+
+@pytest.mark.parametrize("num_numbers", [MAX_NUMBERS, 12])
+def test_changes_make_a_copy_equal(num_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where numbers run out between two rows that are asked about."""
+    monkeypatch.setattr(prediction, "MAX_NUMBERS", num_numbers)
+    monkeypatch.setattr(prediction, "MAX_EXPLORED", num_numbers * 3 // 4)
     table = a_table()
-    follow, entries = np.zeros_like(table.follow), np.zeros_like(table.entries)
+    copy = Copy(table)
     matchers = [a_matcher(), a_matcher(toy.regex("(abc|[d-z]{3,5},)*"))]
     rng = np.random.default_rng(1)
     for turn in range(60):
@@ -176,16 +202,13 @@ def test_changes_make_a_copy_equal() -> None:
                 matchers[i] = a_matcher()
         if turn % 3 == 0:
             table.explore()
-        changes = table.take_changes()
-        if changes is not None:
-            numbers, rows, runs = changes
-            follow[numbers], entries[numbers] = rows, runs
-        used = table._next
-        assert (follow[:used] == table.follow[:used]).all()
-        assert (entries[:used, 0] == table.entries[:used, 0]).all()
-        is_shown = table.entries[:used, 0] > 0
-        assert (entries[:used][is_shown] == table.entries[:used][is_shown]).all()
-    assert table.take_changes() is None
+        if turn % 2 == 0:
+            for matcher in matchers:
+                table.number(*place(matcher))
+            copy.load()
+            copy.assert_equal()
+    copy.load()
+    assert table.changes() is None
 
 
 def test_without_a_number_left_it_begins_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +247,19 @@ def test_what_is_too_much_to_look_at_is_left_to_those_who_come(monkeypatch: pyte
     assert all(map(matcher.accept, toy.encode("acd"))) and matcher.state is not None and matcher.state.can_end
 
 
+def test_few_that_nobody_came_to_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "MAX_UNEXPLORED", 3)
+    table, matcher = a_table(), a_matcher(toy.regex("([a-e]|é|ß|[x-z]{3}){5}"))
+    table.number(*place(matcher))
+    for token_id in toy.encode("axyzb"):
+        table.explore()
+        assert len(table._unexplored) <= 5
+        assert matcher.accept(token_id)
+        number = table.number(*place(matcher))
+        explored(table)
+        assert table.follow[number].any() or matcher.can_end()
+
+
 def test_it_looks_for_no_longer_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "EXPLORED_S", 0.0)
     table, matcher = a_table(), a_matcher(toy.regex("([a-e]|é|ß|[x-z]{3}){50}"))
@@ -239,4 +275,4 @@ def test_tables_have_room_for_what_is_put_there() -> None:
     assert table.texts is not None and table.text_lengths is not None
     for token_id, text in enumerate(VOCABULARY.token_bytes):
         kept = table.texts[token_id, : table.text_lengths[token_id]].tobytes()
-        assert kept == (text if len(text) <= prediction.MAX_TOKEN_BYTES else b"")
+        assert kept == (text if len(text) <= MAX_TOKEN_BYTES else b"")

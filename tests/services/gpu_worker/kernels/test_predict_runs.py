@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.gpu_worker.grammar.prediction import MAX_LENGTH, MAX_TOKEN_BYTES, NOWHERE, Guesses, Room, RunTable
+from services.gpu_worker.grammar.prediction import MAX_LENGTH, NOWHERE, Guesses, Room, RunTable
+from services.gpu_worker.grammar.vocabulary import MAX_TOKEN_BYTES, padded
 from services.gpu_worker.kernels.predict_runs import predict_runs, predict_runs_reference
 
 PAGE = 4
@@ -18,7 +19,7 @@ def a_table(rng: np.random.Generator) -> RunTable:
     length, one of them without a text and one too long."""
     table = RunTable()
     lengths = [0, MAX_TOKEN_BYTES, MAX_TOKEN_BYTES + 1, *rng.integers(1, 5, NUM_TOKENS - 3).tolist()]
-    table.set_vocabulary([bytes(rng.choice(list(BYTES), length).tolist()) for length in lengths])
+    table.set_vocabulary(*padded([bytes(rng.choice(list(BYTES), length).tolist()) for length in lengths]))
     ways = rng.integers(1, NUM_STATES, (NUM_STATES, len(BYTES)))
     ways[rng.random(ways.shape) < 0.2] = NOWHERE
     ways[1] = 1  # one that takes everything
