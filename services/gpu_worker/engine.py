@@ -123,7 +123,6 @@ class Engine:
         self._ending: dict[int, Sequence] = {}
         self._unsampled: set[int] = set()
         self._unsampled_step: _Flight | None = None
-        self._guessed: dict[int, Guessed] = {}
         self._constraints.clear()
         self._free_seats = list(range(self._executor.num_seats - 1, -1, -1))
         self._flights: deque[_Flight] = deque()
@@ -409,8 +408,9 @@ class Engine:
             assert sequence.error is not None
             self._fail(sequence, sequence.error)
 
-    def _go_on(self, known: list[tuple[Sequence, int]]) -> None:
-        """What the newest tokens of constrained sequences lead to."""
+    def _go_on(self, known: list[tuple[Sequence, int]], guessed: dict[int, Guessed]) -> None:
+        """What the newest tokens of constrained sequences lead to. guessed: what the device found behind them, by
+        sequence id."""
         sampled = []
         for sequence, token in known:
             guide = sequence.guide
@@ -420,7 +420,6 @@ class Engine:
             else:
                 assert token == guide.imposed
                 guide.note_imposed()
-        guessed, self._guessed = self._guessed, {}
         for sequence, run in self._constraints.go_on(sampled):
             guess = guessed.pop(sequence.id, None)
             if isinstance(run, RequestError):
@@ -497,7 +496,6 @@ class Engine:
         """Looks at the tokens of a step."""
         tokens = flight.launch.tokens()
         num_decode = len(flight.decode)
-        self._look_up_guesses(flight, tokens)
         self._tell_guessed(flight)
         over = flight.decode.take(tokens[:num_decode], self._report)
         known = [(one, int(tokens[row])) for row, one in flight.decode.constrained if flight.decode.has(row)]
@@ -522,18 +520,19 @@ class Engine:
             self._end_with(sequence, token)
         if known:
             gone = {sequence.id for sequence, _ in over}
-            self._go_on([(sequence, token) for sequence, token in known if sequence.id not in gone])
+            left = [(sequence, token) for sequence, token in known if sequence.id not in gone]
+            self._go_on(left, self._found_behind(flight, tokens))
 
-    def _look_up_guesses(self, flight: _Flight, tokens: I32) -> None:
+    def _found_behind(self, flight: _Flight, tokens: I32) -> dict[int, Guessed]:
         """What the device found behind these newest tokens, in the step that is not sampled yet."""
         unsampled = self._unsampled_step
         if unsampled is None or unsampled.guesses is None:
-            return
+            return {}
         num_decode = len(flight.decode)
         self._newest[flight.decode.seats] = tokens[:num_decode]
         seats = [chunk.sequence.seat for chunk, _ in flight.chunks if chunk.step.wants_logits]
         self._newest[seats] = tokens[num_decode:]
-        self._guessed = self._guesses.found(unsampled.decode, unsampled.guesses, self._newest, unsampled.launch.room)
+        return self._guesses.found(unsampled.decode, unsampled.guesses, self._newest, unsampled.launch.room)
 
     def _tell_guessed(self, flight: _Flight) -> None:
         """Tells of the runs that the step has computed ahead of its tokens."""

@@ -327,9 +327,7 @@ class CudaExecutor:
 class CudaLaunch:
     """A step under way. states: of the rows that are sampled, the first of num_rows."""
 
-    def __init__(
-        self, executor: CudaExecutor, num_rows: int, states: list[SamplingState], room: Room = NO_ROOM
-    ) -> None:
+    def __init__(self, executor: CudaExecutor, num_rows: int, states: list[SamplingState], room: Room) -> None:
         self.room = room
         self._executor = executor
         self._num_rows = num_rows

@@ -145,8 +145,9 @@ def _logs(snapshot: Snapshot) -> Said:
             yield f"{name}: {length} plans wait", "the worker does not read them: see its log"
         elif kind == "events" and length > LOG_LENGTH:
             yield f"events: {length} reports wait", "the scheduler does not keep up, or is gone"
-    for name in (name for name in snapshot.unexpiring if name.startswith("reply:")):
-        yield f"{name} would stay for ever", "its gateway died before it could say how long to keep it: delete it"
+    for name in snapshot.unexpiring:
+        if name.startswith("reply:"):
+            yield f"{name} would stay for ever", "its gateway died before it could say how long to keep it: delete it"
 
 
 def _shards(snapshot: Snapshot) -> Said:
